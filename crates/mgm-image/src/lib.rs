@@ -1,0 +1,1 @@
+//! Image decoding and Pillow-exact preprocessing.

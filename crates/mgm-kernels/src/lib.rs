@@ -1,0 +1,1 @@
+//! CPU kernels with run-time instruction-set dispatch.

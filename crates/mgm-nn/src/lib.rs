@@ -1,0 +1,1 @@
+//! Differentiable operations, layers and weight sources.

@@ -1,0 +1,1 @@
+//! Tokenisers, conversation templates and detokenising.

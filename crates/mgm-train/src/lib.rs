@@ -1,0 +1,1 @@
+//! Optimiser, schedules, stages, checkpoints and resume.

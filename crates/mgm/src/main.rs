@@ -1,0 +1,2 @@
+//! The `mgm` command.
+fn main() {}

@@ -1,0 +1,1 @@
+//! The Mini-Gemini vision-language model.
