@@ -1,1 +1,40 @@
-//! The Mini-Gemini vision-language model.
+//! Mini-Gemini vision-language models (arXiv 2403.18814): a picture seen by two encoders, patch info mining between them, and a language
+//! model that answers.
+//!
+//! ```no_run
+//! use mini_gemini::{Control, Event, GenerateOptions, LoadOptions, MiniGemini, ModelSource};
+//!
+//! let model = MiniGemini::load(&ModelSource::BuiltIn, &LoadOptions::default())?;
+//! let picture = mgm_image::open("cat.jpg".as_ref(), &Default::default())?;
+//! let mut session = model.session();
+//! let answer = session.ask("What is this?", vec![picture], &GenerateOptions::default(), &mut |event| {
+//!     if let Event::Text(piece) = event {
+//!         print!("{piece}");
+//!     }
+//!     Control::Continue
+//! })?;
+//! println!("\n{} tokens", answer.new_tokens);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod config;
+pub mod decoder;
+mod error;
+pub mod mining;
+mod model;
+pub mod projector;
+mod sampling;
+mod session;
+mod source;
+pub mod towers;
+mod training;
+mod vision;
+
+pub use config::{Family, GemmaNumerics, LoraKeys, ModelConfig, OneOrMany, RopeParameters};
+pub use error::{Error, Result};
+pub use model::{LORA_TARGETS, LoadOptions, MiniGemini, Precision, lora_config};
+pub use sampling::{GenerateOptions, Sampler, greedy};
+pub use session::{Answer, Control, Event, Session, StopReason, Timings};
+pub use source::{BUILT_IN_NAME, MODELS_DIR_VARIABLE, ModelSource};
+pub use training::{IGNORE_LABEL, TrainSample};
+pub use vision::{TowerFeatures, Vision};

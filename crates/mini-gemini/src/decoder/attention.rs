@@ -1,0 +1,77 @@
+//! Causal self-attention with rotary positions and grouped keys.
+
+use candle_core::Tensor;
+use mgm_nn::ops::{self, AttentionSpec, RopeStyle, RopeTable};
+use mgm_nn::{Bias, Linear, WeightSource};
+
+use super::{Context, DecoderConfig};
+use crate::error::Result;
+
+pub(super) struct Attention {
+    query: Linear,
+    key: Linear,
+    value: Linear,
+    output: Linear,
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+}
+
+impl Attention {
+    pub(super) fn load(config: &DecoderConfig, weights: &WeightSource) -> Result<Self> {
+        let (hidden, head_dim) = (config.hidden_size, config.head_dim);
+        let (query_width, kv_width) = (config.heads * head_dim, config.kv_heads * head_dim);
+        Ok(Self {
+            // Qwen2 has biases on queries, keys and values; the other families have none.
+            query: weights.linear("q_proj", hidden, query_width, Bias::IfPresent)?,
+            key: weights.linear("k_proj", hidden, kv_width, Bias::IfPresent)?,
+            value: weights.linear("v_proj", hidden, kv_width, Bias::IfPresent)?,
+            output: weights.linear("o_proj", query_width, hidden, Bias::IfPresent)?,
+            heads: config.heads,
+            kv_heads: config.kv_heads,
+            head_dim,
+        })
+    }
+
+    /// `[rows, hidden]` to `[rows, hidden]`; with caches, `layer` says which of their layers is ours.
+    pub(super) fn forward(
+        &self,
+        input: &Tensor,
+        layer: usize,
+        lengths: &[usize],
+        positions: &[usize],
+        rope: &RopeTable,
+        context: &mut Context,
+    ) -> Result<Tensor> {
+        let (rows, _) = input.dims2()?;
+        let query = self.query.forward(input)?.reshape((rows, self.heads, self.head_dim))?;
+        let key = self.key.forward(input)?.reshape((rows, self.kv_heads, self.head_dim))?;
+        let value = self.value.forward(input)?.reshape((rows, self.kv_heads, self.head_dim))?;
+        let query = ops::rope(&query, rope, positions, RopeStyle::Half)?;
+        let key = ops::rope(&key, rope, positions, RopeStyle::Half)?;
+        let scale = 1.0 / (self.head_dim as f64).sqrt();
+        let attended = match context {
+            Context::Sequences(_) => {
+                let spec = AttentionSpec { scale, causal: true, segments: lengths.to_vec() };
+                ops::attention(&query, &key, &value, &spec)?
+            }
+            Context::Cached(caches) => {
+                let mut parts = Vec::with_capacity(lengths.len());
+                let mut start = 0;
+                for ((cache, _), length) in caches.iter_mut().zip(lengths) {
+                    let new_keys = key.narrow(0, start, *length)?;
+                    let new_values = value.narrow(0, start, *length)?;
+                    let (keys, values, key_len) = cache.append(layer, &new_keys, &new_values)?;
+                    let queries = query.narrow(0, start, *length)?;
+                    parts.push(ops::cached_attention(&queries, keys, values, key_len, scale)?);
+                    start += length;
+                }
+                match parts.len() {
+                    1 => parts.remove(0),
+                    _ => Tensor::cat(&parts, 0)?,
+                }
+            }
+        };
+        Ok(self.output.forward(&attended.reshape((rows, self.heads * self.head_dim))?)?)
+    }
+}

@@ -1,0 +1,95 @@
+//! Keys and values of the tokens seen so far, one growing buffer a layer.
+
+use candle_core::{DType, Device, Tensor};
+
+use super::DecoderConfig;
+use crate::error::Result;
+
+/// Positions added at least when a buffer grows.
+const MIN_GROWTH: usize = 256;
+
+struct LayerCache {
+    keys: Tensor,
+    values: Tensor,
+}
+
+/// Key-value cache of one sequence: per layer `[kv_heads, capacity, head_dim]` keys and values, f32.
+pub struct KvCache {
+    layers: Vec<Option<LayerCache>>,
+    len: usize,
+    capacity: usize,
+    kv_heads: usize,
+    head_dim: usize,
+    device: Device,
+}
+
+impl KvCache {
+    pub(super) fn new(config: &DecoderConfig, device: Device) -> Self {
+        Self {
+            layers: (0..config.layers).map(|_| None).collect(),
+            len: 0,
+            capacity: 0,
+            kv_heads: config.kv_heads,
+            head_dim: config.head_dim,
+            device,
+        }
+    }
+
+    /// Tokens held.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether no token is held.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Forgets everything after the first `len` tokens; keeps the buffers.
+    pub fn truncate(&mut self, len: usize) {
+        self.len = self.len.min(len);
+    }
+
+    /// Writes the rows `[new, kv_heads, head_dim]` of one layer behind the tokens held. Returns the layer's key and value buffers and
+    /// how many of their positions are valid. All layers are written before [`Self::advance`] moves the end.
+    pub(super) fn append(
+        &mut self,
+        layer: usize,
+        keys: &Tensor,
+        values: &Tensor,
+    ) -> Result<(&Tensor, &Tensor, usize)> {
+        let new = keys.dim(0)?;
+        let needed = self.len + new;
+        if needed > self.capacity {
+            self.capacity = (self.capacity * 2).max(needed + MIN_GROWTH);
+        }
+        let shape = (self.kv_heads, self.capacity, self.head_dim);
+        let stale = match &self.layers[layer] {
+            Some(held) => held.keys.dim(1)? < needed,
+            None => true,
+        };
+        if stale {
+            let grown = LayerCache {
+                keys: Tensor::zeros(shape, DType::F32, &self.device)?,
+                values: Tensor::zeros(shape, DType::F32, &self.device)?,
+            };
+            if let Some(held) = &self.layers[layer]
+                && self.len > 0
+            {
+                grown.keys.slice_set(&held.keys.narrow(1, 0, self.len)?.contiguous()?, 1, 0)?;
+                grown.values.slice_set(&held.values.narrow(1, 0, self.len)?.contiguous()?, 1, 0)?;
+            }
+            self.layers[layer] = Some(grown);
+        }
+        let held = self.layers[layer].as_ref().ok_or_else(|| {
+            crate::error::Error::Input(format!("cache layer {layer} was not allocated"))
+        })?;
+        held.keys.slice_set(&keys.transpose(0, 1)?.contiguous()?, 1, self.len)?;
+        held.values.slice_set(&values.transpose(0, 1)?.contiguous()?, 1, self.len)?;
+        Ok((&held.keys, &held.values, needed))
+    }
+
+    pub(super) fn advance(&mut self, new: usize) {
+        self.len += new;
+    }
+}

@@ -1,0 +1,213 @@
+//! One decoder for every language-model family: Gemma, Llama/Vicuna/Yi, Mistral, Mixtral, Qwen2, SmolLM2.
+//!
+//! The families differ in a configuration value each (spec: model §9.3), not in a copy of the code. Rows are ragged: the tokens of
+//! several sequences lie one after another in `[rows, hidden]`, and only attention looks at where a sequence begins.
+
+mod attention;
+mod cache;
+mod mlp;
+
+use candle_core::{Device, Tensor};
+use mgm_nn::ops::{self, RopeTable};
+use mgm_nn::{Bias, Embedding, Linear, WeightSource};
+
+use crate::error::{Error, Result};
+use attention::Attention;
+pub use cache::KvCache;
+use mlp::FeedForward;
+
+/// Activation of the gated MLP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// `x · sigmoid(x)`: all families but Gemma.
+    Silu,
+    /// GELU by its tanh form: Gemma from transformers 4.39 on.
+    GeluTanh,
+    /// GELU by the error function: Gemma in transformers 4.38.
+    GeluErf,
+}
+
+/// Mixture-of-experts sizes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExpertConfig {
+    /// Experts per layer.
+    pub count: usize,
+    /// Experts that see a token.
+    pub per_token: usize,
+}
+
+/// Hyper-parameters of a decoder.
+#[derive(Clone, Debug)]
+pub struct DecoderConfig {
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Width inside the gated MLP (of one expert).
+    pub intermediate_size: usize,
+    /// Number of layers.
+    pub layers: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads; divides `heads`.
+    pub kv_heads: usize,
+    /// Size of one head.
+    pub head_dim: usize,
+    /// Rows of the embedding.
+    pub vocab_size: usize,
+    /// RMSNorm epsilon.
+    pub norm_eps: f64,
+    /// Added to every norm weight: 1 in Gemma, else 0.
+    pub norm_offset: f64,
+    /// Activation of the gated MLP.
+    pub activation: Activation,
+    /// Rotary base.
+    pub rope_theta: f64,
+    /// Factor on all input embeddings, visual ones included (√hidden in Gemma).
+    pub embedding_scale: Option<f64>,
+    /// Mixture of experts in place of the MLP.
+    pub experts: Option<ExpertConfig>,
+    /// Whether the output head is the embedding.
+    pub tied_head: bool,
+}
+
+struct Layer {
+    input_norm: Tensor,
+    attention: Attention,
+    post_attention_norm: Tensor,
+    feed_forward: FeedForward,
+}
+
+/// The language model.
+pub struct Decoder {
+    config: DecoderConfig,
+    embedding: Embedding,
+    layers: Vec<Layer>,
+    norm: Tensor,
+    head: Linear,
+    rope: RopeTable,
+    device: Device,
+}
+
+/// Where the rows of one forward pass come from and what they may attend to.
+pub enum Context<'a> {
+    /// Whole sequences of the given lengths, each starting at position 0; differentiable.
+    Sequences(&'a [usize]),
+    /// Continuations: each cache receives as many new rows as stand beside it; not differentiable.
+    Cached(&'a mut [(&'a mut KvCache, usize)]),
+}
+
+impl Decoder {
+    /// Loads the decoder. `weights` stands at the root of the checkpoint (tensors `model.layers.…`, `lm_head.weight`).
+    ///
+    /// # Errors
+    /// When a tensor is missing or has another shape than `config` says.
+    pub fn load(config: DecoderConfig, weights: &WeightSource) -> Result<Self> {
+        let model = weights.pp("model");
+        let embedding =
+            model.embedding("embed_tokens", config.vocab_size, config.hidden_size)?;
+        let layer_source = model.pp("layers");
+        let mut layers = Vec::with_capacity(config.layers);
+        for index in 0..config.layers {
+            let source = layer_source.pp(index);
+            layers.push(Layer {
+                input_norm: source.tensor("input_layernorm.weight", &[config.hidden_size])?,
+                attention: Attention::load(&config, &source.pp("self_attn"))?,
+                post_attention_norm: source
+                    .tensor("post_attention_layernorm.weight", &[config.hidden_size])?,
+                feed_forward: FeedForward::load(&config, &source)?,
+            });
+        }
+        let norm = model.tensor("norm.weight", &[config.hidden_size])?;
+        // A tied head is the embedding, also when a copy of it was stored (spec: pitfalls A14).
+        let head = if config.tied_head || !weights.contains("lm_head.weight") {
+            embedding.as_linear()
+        } else {
+            weights.linear("lm_head", config.hidden_size, config.vocab_size, Bias::No)?
+        };
+        let rope = RopeTable::new(config.head_dim, config.rope_theta);
+        Ok(Self { embedding, layers, norm, head, rope, device: weights.device().clone(), config })
+    }
+
+    /// Hyper-parameters.
+    pub fn config(&self) -> &DecoderConfig {
+        &self.config
+    }
+
+    /// Device of the weights.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// An empty cache for one sequence.
+    pub fn new_cache(&self) -> KvCache {
+        KvCache::new(&self.config, self.device.clone())
+    }
+
+    /// Embedding rows `[ids, hidden]` of text tokens, unscaled.
+    ///
+    /// # Errors
+    /// When an id lies outside the vocabulary.
+    pub fn embed(&self, ids: &[u32]) -> Result<Tensor> {
+        if let Some(id) = ids.iter().find(|id| **id as usize >= self.config.vocab_size) {
+            return Err(Error::Input(format!(
+                "token id {id} lies outside the vocabulary of {}",
+                self.config.vocab_size
+            )));
+        }
+        Ok(self.embedding.forward(ids)?)
+    }
+
+    /// Hidden states `[rows, hidden]` after the last norm, from input embeddings `[rows, hidden]` (text and visual, unscaled).
+    ///
+    /// # Errors
+    /// When the lengths in `context` do not add up to the rows, or a tensor operation fails.
+    pub fn hidden(&self, embeddings: &Tensor, context: &mut Context) -> Result<Tensor> {
+        let (rows, _) = embeddings.dims2()?;
+        let (lengths, positions) = match context {
+            Context::Sequences(lengths) => {
+                let positions = lengths.iter().flat_map(|length| 0..*length).collect::<Vec<_>>();
+                (lengths.to_vec(), positions)
+            }
+            Context::Cached(caches) => {
+                let positions = caches
+                    .iter()
+                    .flat_map(|(cache, length)| cache.len()..cache.len() + length)
+                    .collect::<Vec<_>>();
+                (caches.iter().map(|(_, length)| *length).collect(), positions)
+            }
+        };
+        if positions.len() != rows {
+            return Err(Error::Input(format!(
+                "sequence lengths add up to {} rows, the embeddings have {rows}",
+                positions.len()
+            )));
+        }
+        let mut hidden = match self.config.embedding_scale {
+            Some(scale) => (embeddings * scale)?,
+            None => embeddings.clone(),
+        };
+        let (eps, offset) = (self.config.norm_eps, self.config.norm_offset);
+        for (index, layer) in self.layers.iter().enumerate() {
+            let normed = ops::rms_norm(&hidden, &layer.input_norm, eps, offset)?;
+            let attended = layer.attention.forward(
+                &normed, index, &lengths, &positions, &self.rope, context,
+            )?;
+            hidden = (hidden + attended)?;
+            let normed = ops::rms_norm(&hidden, &layer.post_attention_norm, eps, offset)?;
+            hidden = (hidden + layer.feed_forward.forward(&normed)?)?;
+        }
+        if let Context::Cached(caches) = context {
+            for (cache, length) in caches.iter_mut() {
+                cache.advance(*length);
+            }
+        }
+        Ok(ops::rms_norm(&hidden, &self.norm, eps, offset)?)
+    }
+
+    /// Next-token logits `[rows, vocab]` (f32) of hidden states `[rows, hidden]`.
+    ///
+    /// # Errors
+    /// When a tensor operation fails.
+    pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
+        Ok(self.head.forward(hidden)?)
+    }
+}

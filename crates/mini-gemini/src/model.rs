@@ -1,0 +1,329 @@
+//! The whole model: vision, language, tokeniser, and the splice between them.
+
+use std::path::{Path, PathBuf};
+
+use candle_core::{Device, Tensor};
+use mgm_image::{PreparedImage, RgbImage};
+use mgm_nn::{LoraConfig, Parameters, WeightPolicy, WeightSource, WeightStorage};
+use mgm_text::{IMAGE_TOKEN, Template, Tokenizer};
+
+use crate::config::{Family, ModelConfig};
+use crate::decoder::Decoder;
+use crate::error::{Error, Result};
+use crate::session::Session;
+use crate::source::{BUILT_IN_NAME, ModelSource};
+use crate::vision::{TowerFeatures, Vision};
+
+/// In what precision frozen weights are held. Activations are f32 on a CPU.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Precision {
+    /// bf16 where the processor multiplies it faster than f32, else f32; quantised weights stay as stored.
+    #[default]
+    Auto,
+    /// f32; quantised weights stay as stored.
+    F32,
+    /// bf16; quantised weights stay as stored.
+    Bf16,
+}
+
+/// How to load a model.
+#[derive(Clone, Debug, Default)]
+pub struct LoadOptions {
+    /// Precision of frozen weights.
+    pub precision: Precision,
+    /// Conversation template to use in place of the model's own.
+    pub template: Option<String>,
+}
+
+/// Keys of the low-rank adapter targets: every linear layer of the decoder.
+pub const LORA_TARGETS: [&str; 7] =
+    ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
+
+/// A loaded Mini-Gemini model.
+pub struct MiniGemini {
+    name: String,
+    directory: PathBuf,
+    config: ModelConfig,
+    tokenizer: Tokenizer,
+    template: &'static Template,
+    vision: Option<Vision>,
+    decoder: Decoder,
+    parameters: Parameters,
+    stop_ids: Vec<u32>,
+}
+
+impl MiniGemini {
+    /// Loads a model for answering.
+    ///
+    /// # Errors
+    /// When the directory, a file or a tensor is missing or wrong; the message names it.
+    pub fn load(source: &ModelSource, options: &LoadOptions) -> Result<Self> {
+        let directory = source.directory()?;
+        let config = ModelConfig::read(&directory.join("config.json"))?;
+        let storage = match options.precision {
+            Precision::F32 => WeightStorage::F32,
+            Precision::Bf16 => WeightStorage::Bf16,
+            Precision::Auto if mgm_kernels::level::has_fast_bf16() => WeightStorage::Bf16,
+            Precision::Auto => WeightStorage::F32,
+        };
+        let policy = WeightPolicy {
+            device: Device::Cpu,
+            storage,
+            keep_quantized: true,
+            trainable: Vec::new(),
+            lora: lora_config(&config),
+        };
+        Self::load_with_policy(source, options, policy)
+    }
+
+    /// Loads a model under a weight policy: what is trainable, where low-rank adapters go, in what precision frozen weights are held.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn load_with_policy(
+        source: &ModelSource,
+        options: &LoadOptions,
+        policy: WeightPolicy,
+    ) -> Result<Self> {
+        Self::load_with_overlay(source, options, policy, &[])
+    }
+
+    /// As [`Self::load_with_policy`], with further weight files that override the directory's (a training checkpoint, say).
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn load_with_overlay(
+        source: &ModelSource,
+        options: &LoadOptions,
+        policy: WeightPolicy,
+        overlay: &[PathBuf],
+    ) -> Result<Self> {
+        let directory = source.directory()?;
+        let config_file = directory.join("config.json");
+        let config = ModelConfig::read(&config_file)?;
+        let name = match source {
+            ModelSource::BuiltIn => BUILT_IN_NAME.to_string(),
+            ModelSource::Path(path) => path
+                .canonicalize()
+                .ok()
+                .and_then(|path| Some(path.file_name()?.to_string_lossy().into_owned()))
+                .unwrap_or_else(|| path.display().to_string()),
+        };
+        let tokenizer = match &config.tokenizer_file {
+            Some(file) => Tokenizer::from_file(&existing(&directory, file)?)?,
+            None => Tokenizer::from_directory(&directory)?,
+        };
+        let mut weights = weight_source(&directory, &config, policy.clone())?;
+        for file in overlay {
+            weights = weights.overlay(WeightSource::from_file(file, policy.clone())?);
+        }
+        let template = choose_template(options, &config, &name, &config_file)?;
+        let decoder = Decoder::load(config.decoder(&config_file)?, &weights)?;
+        let vision = Vision::load(&config, &weights)?;
+        let mut stop_ids: Vec<u32> = template
+            .stop_token_names()
+            .iter()
+            .filter_map(|name| tokenizer.token_to_id(name))
+            .chain(tokenizer.eos())
+            .chain(config.eos_token_id.iter().flat_map(|ids| ids.ids()))
+            .collect();
+        stop_ids.sort_unstable();
+        stop_ids.dedup();
+        Ok(Self {
+            name,
+            directory,
+            config,
+            tokenizer,
+            template,
+            vision,
+            decoder,
+            parameters: weights.parameters(),
+            stop_ids,
+        })
+    }
+
+    /// Name: the directory's, or `smol`.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Directory the model was loaded from.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Its `config.json`.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// Its tokeniser.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// Its conversation template.
+    pub fn template(&self) -> &'static Template {
+        self.template
+    }
+
+    /// The language model.
+    pub fn decoder(&self) -> &Decoder {
+        &self.decoder
+    }
+
+    /// The visual part; `None` in a text-only model.
+    pub fn vision(&self) -> Option<&Vision> {
+        self.vision.as_ref()
+    }
+
+    /// Trainable parameters by checkpoint name; empty unless the weight policy names some.
+    pub fn parameters(&self) -> &Parameters {
+        &self.parameters
+    }
+
+    /// Ids that end an answer.
+    pub fn stop_ids(&self) -> &[u32] {
+        &self.stop_ids
+    }
+
+    /// Positions a prompt may fill.
+    pub fn context_limit(&self) -> usize {
+        self.config.context_limit()
+    }
+
+    /// A new conversation.
+    pub fn session(&self) -> Session<'_> {
+        Session::new(self)
+    }
+
+    /// Resizes and normalises a picture the way this model expects it.
+    ///
+    /// # Errors
+    /// When the model has no vision tower.
+    pub fn prepare(&self, image: &RgbImage) -> Result<PreparedImage> {
+        Ok(mgm_image::prepare(image, self.require_vision()?.preprocess())?)
+    }
+
+    /// Runs both frozen towers on a prepared picture.
+    ///
+    /// # Errors
+    /// When the model has no vision tower or the picture was prepared for another model.
+    pub fn tower_features(&self, image: &PreparedImage) -> Result<TowerFeatures> {
+        self.require_vision()?.tower_features(image)
+    }
+
+    /// Visual tokens `[tokens, hidden]` of one picture's features.
+    ///
+    /// # Errors
+    /// When the model has no vision tower or the features are another model's.
+    pub fn visual_tokens(&self, features: &TowerFeatures) -> Result<Tensor> {
+        self.require_vision()?.visual_tokens(features)
+    }
+
+    pub(crate) fn require_vision(&self) -> Result<&Vision> {
+        self.vision.as_ref().ok_or(Error::NoVision)
+    }
+
+    /// Input embeddings `[rows, hidden]` of ids in which every [`IMAGE_TOKEN`] is replaced by the next of `images`
+    /// (visual tokens `[tokens, hidden]` each).
+    ///
+    /// # Errors
+    /// When placeholders and images differ in number, an id is invalid, or there is nothing to embed.
+    pub fn splice(&self, ids: &[i64], images: &[Tensor]) -> Result<Tensor> {
+        let placeholders = ids.iter().filter(|id| **id == IMAGE_TOKEN).count();
+        if placeholders != images.len() {
+            return Err(Error::PlaceholderCount { placeholders, images: images.len() });
+        }
+        let mut parts = Vec::new();
+        let mut images = images.iter();
+        for (index, piece) in ids.split(|id| *id == IMAGE_TOKEN).enumerate() {
+            if index > 0
+                && let Some(image) = images.next()
+            {
+                parts.push(image.clone());
+            }
+            if !piece.is_empty() {
+                let piece = piece
+                    .iter()
+                    .map(|id| u32::try_from(*id))
+                    .collect::<Result<Vec<_>, _>>()
+                    .map_err(|_| Error::Input("a token id is negative".into()))?;
+                parts.push(self.decoder.embed(&piece)?);
+            }
+        }
+        match parts.len() {
+            0 => Err(Error::Input("the prompt is empty".into())),
+            1 => Ok(parts.remove(0)),
+            _ => Ok(Tensor::cat(&parts, 0)?),
+        }
+    }
+}
+
+fn existing(directory: &Path, file: &str) -> Result<PathBuf> {
+    let path = directory.join(file);
+    if path.is_file() {
+        Ok(path)
+    } else {
+        Err(Error::MissingFile { directory: directory.into(), file: file.into() })
+    }
+}
+
+/// The low-rank adapters a directory's `config.json` announces.
+pub fn lora_config(config: &ModelConfig) -> Option<LoraConfig> {
+    config.lora.as_ref().map(|lora| LoraConfig {
+        rank: lora.rank,
+        alpha: lora.alpha,
+        targets: LORA_TARGETS.iter().map(|target| target.to_string()).collect(),
+        seed: 0,
+    })
+}
+
+fn weight_source(
+    directory: &Path,
+    config: &ModelConfig,
+    policy: WeightPolicy,
+) -> Result<WeightSource> {
+    let Some(files) = &config.weight_files else {
+        return Ok(WeightSource::from_directory(directory, policy)?);
+    };
+    let mut source: Option<WeightSource> = None;
+    for file in files {
+        let next = WeightSource::from_file(&existing(directory, file)?, policy.clone())?;
+        source = Some(match source {
+            Some(source) => source.overlay(next),
+            None => next,
+        });
+    }
+    source.ok_or_else(|| Error::Config {
+        file: directory.join("config.json"),
+        message: "weight_files is empty: expected at least one file".into(),
+    })
+}
+
+fn choose_template(
+    options: &LoadOptions,
+    config: &ModelConfig,
+    name: &str,
+    config_file: &Path,
+) -> Result<&'static Template> {
+    if let Some(name) = &options.template {
+        return Ok(Template::by_name(name)?);
+    }
+    if let Some(name) = &config.conversation_template {
+        return Template::by_name(name).map_err(|error| Error::Config {
+            file: config_file.into(),
+            message: error.to_string(),
+        });
+    }
+    // The official rule goes by the directory's name and misses the 8B models; family and vocabulary decide first (spec: prompts §1).
+    let key = match (config.family(), config.vocab_size) {
+        (Family::Gemma, _) => "gemma",
+        (Family::Mixtral | Family::Mistral, _) => "mistral_instruct",
+        (Family::Qwen2, _) => "smollm2",
+        (Family::Llama, 128_256) => "llama_3",
+        (Family::Llama, 64_000) => "chatml_direct",
+        (Family::Llama, _) => return Ok(Template::for_model_name(name)),
+    };
+    Ok(Template::by_name(key)?)
+}

@@ -1,0 +1,178 @@
+//! Choosing the next token: greedy, or temperature with top-k and top-p.
+
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+use crate::error::{Error, Result};
+
+/// How an answer is generated.
+#[derive(Clone, Debug)]
+pub struct GenerateOptions {
+    /// 0 is greedy; above, logits are divided by it before sampling.
+    pub temperature: f32,
+    /// Only the k most likely tokens are sampled from. 50 is what the official command line leaves in force (spec: model §9.6).
+    pub top_k: Option<usize>,
+    /// Only the smallest set of tokens whose probability reaches this share is sampled from; in (0, 1].
+    pub top_p: f32,
+    /// Longest answer in tokens.
+    pub max_new_tokens: usize,
+    /// Seed of the sampler; drawn from the system when absent.
+    pub seed: Option<u64>,
+}
+
+impl Default for GenerateOptions {
+    fn default() -> Self {
+        Self { temperature: 0.0, top_k: Some(50), top_p: 1.0, max_new_tokens: 512, seed: None }
+    }
+}
+
+impl GenerateOptions {
+    /// Checks every value's range.
+    ///
+    /// # Errors
+    /// Names the first option out of range.
+    pub fn check(&self) -> Result<()> {
+        let refuse = |name, value: String, expected| Err(Error::Option { name, value, expected });
+        if !self.temperature.is_finite() || self.temperature < 0.0 {
+            return refuse("temperature", self.temperature.to_string(), "a number of 0 or more");
+        }
+        if !(self.top_p > 0.0 && self.top_p <= 1.0) {
+            return refuse("top-p", self.top_p.to_string(), "a number above 0 and at most 1");
+        }
+        if self.top_k == Some(0) {
+            return refuse("top-k", "0".into(), "1 or more");
+        }
+        if self.max_new_tokens == 0 {
+            return refuse("max-new-tokens", "0".into(), "1 or more");
+        }
+        Ok(())
+    }
+}
+
+/// Draws tokens according to [`GenerateOptions`]; the same seed and logits give the same tokens.
+pub struct Sampler {
+    temperature: f32,
+    top_k: Option<usize>,
+    top_p: f32,
+    random: StdRng,
+}
+
+impl Sampler {
+    /// A sampler for one answer.
+    pub fn new(options: &GenerateOptions) -> Self {
+        let random = match options.seed {
+            Some(seed) => StdRng::seed_from_u64(seed),
+            None => StdRng::seed_from_u64(system_seed()),
+        };
+        Self {
+            temperature: options.temperature,
+            top_k: options.top_k,
+            top_p: options.top_p,
+            random,
+        }
+    }
+
+    /// The next token id for one row of logits.
+    pub fn next(&mut self, logits: &[f32]) -> u32 {
+        if self.temperature == 0.0 {
+            return greedy(logits);
+        }
+        let mut candidates: Vec<(u32, f32)> = logits
+            .iter()
+            .enumerate()
+            .map(|(id, logit)| (id as u32, logit / self.temperature))
+            .filter(|(_, logit)| !logit.is_nan())
+            .collect();
+        let kept = self.top_k.unwrap_or(usize::MAX).min(candidates.len());
+        let descending = |a: &(u32, f32), b: &(u32, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
+        if kept < candidates.len() {
+            candidates.select_nth_unstable_by(kept, descending);
+            candidates.truncate(kept);
+        }
+        candidates.sort_unstable_by(descending);
+        let Some(&(_, best)) = candidates.first() else {
+            return greedy(logits);
+        };
+        let mut total = 0f64;
+        for candidate in &mut candidates {
+            candidate.1 = (candidate.1 - best).exp();
+            total += f64::from(candidate.1);
+        }
+        // Nucleus: keep tokens until the share before a token reaches top_p, so at least one always stays.
+        let mut nucleus = 0f64;
+        let limit = f64::from(self.top_p) * total;
+        let mut end = 0;
+        while end < candidates.len() && (end == 0 || nucleus < limit) {
+            nucleus += f64::from(candidates[end].1);
+            end += 1;
+        }
+        let mut point = self.random.random::<f64>() * nucleus;
+        for (id, weight) in &candidates[..end] {
+            point -= f64::from(*weight);
+            if point <= 0.0 {
+                return *id;
+            }
+        }
+        candidates[end - 1].0
+    }
+}
+
+/// The id of the largest logit, the first of equals.
+pub fn greedy(logits: &[f32]) -> u32 {
+    let mut best = 0;
+    for (id, logit) in logits.iter().enumerate() {
+        if *logit > logits[best] || logits[best].is_nan() {
+            best = id;
+        }
+    }
+    best as u32
+}
+
+fn system_seed() -> u64 {
+    use std::hash::{BuildHasher, Hasher};
+    let mut hasher = std::collections::hash_map::RandomState::new().build_hasher();
+    hasher.write_u128(
+        std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .map_or(0, |elapsed| elapsed.as_nanos()),
+    );
+    hasher.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn draw(options: &GenerateOptions, logits: &[f32], count: usize) -> Vec<u32> {
+        let mut sampler = Sampler::new(options);
+        (0..count).map(|_| sampler.next(logits)).collect()
+    }
+
+    #[test]
+    fn greedy_takes_the_first_largest() {
+        assert_eq!(greedy(&[0.0, 3.0, 3.0, -1.0]), 1);
+        assert_eq!(greedy(&[f32::NAN, 1.0]), 1);
+    }
+
+    #[test]
+    fn seed_repeats_and_top_k_top_p_bound_the_choice() {
+        let logits = [1.0, 2.0, 3.0, 0.0, -1.0];
+        let options = GenerateOptions { temperature: 1.0, seed: Some(7), ..Default::default() };
+        assert_eq!(draw(&options, &logits, 50), draw(&options, &logits, 50));
+        let top_two = GenerateOptions { top_k: Some(2), ..options.clone() };
+        assert!(draw(&top_two, &logits, 200).iter().all(|id| [1, 2].contains(id)));
+        let nucleus = GenerateOptions { top_p: 0.5, ..options };
+        assert!(draw(&nucleus, &logits, 200).iter().all(|id| *id == 2));
+    }
+
+    #[test]
+    fn frequencies_follow_the_softmax() {
+        let logits = [0.0f32, 2f32.ln(), 3f32.ln()];
+        let options = GenerateOptions { temperature: 1.0, seed: Some(1), ..Default::default() };
+        let drawn = draw(&options, &logits, 12_000);
+        for (id, share) in [(0, 1.0 / 6.0), (1, 2.0 / 6.0), (2, 3.0 / 6.0)] {
+            let found = drawn.iter().filter(|drawn| **drawn == id).count() as f64 / 12_000.0;
+            assert!((found - share).abs() < 0.02, "token {id}: {found} instead of {share}");
+        }
+    }
+}
