@@ -1,2 +1,67 @@
-//! The `mgm` command.
-fn main() {}
+//! `mgm`: the Mini-Gemini command line.
+//!
+//! Flags as parsed ([`cli`]) are turned into resolved options by each command; results go to stdout, everything else to stderr.
+
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+/// A line on stderr. That nobody may be reading it is no reason to stop.
+macro_rules! note {
+    ($($argument:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stderr(), $($argument)*);
+    }};
+}
+
+mod chat;
+mod cli;
+mod embed;
+mod eval;
+mod failure;
+mod interrupt;
+mod meter;
+mod model;
+mod models;
+mod picture;
+mod shell;
+mod stdout;
+mod train;
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use clap::Parser;
+
+use crate::cli::{Cli, Command};
+use crate::failure::Failure;
+
+fn main() -> ExitCode {
+    let started = Instant::now();
+    let command = match Cli::try_parse() {
+        Ok(cli) => cli.command,
+        Err(error) => {
+            // Help and version are results; clap sends them to stdout and the rest to stderr. A reader that has gone is no failure.
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { failure::WRONG_USAGE } else { failure::DONE });
+        }
+    };
+    match run(command, started) {
+        Ok(()) => ExitCode::from(failure::DONE),
+        Err(failure) => {
+            failure.print();
+            ExitCode::from(failure.exit_code())
+        }
+    }
+}
+
+fn run(command: Command, started: Instant) -> Result<(), Failure> {
+    interrupt::install()?;
+    match command {
+        Command::Chat(args) => chat::run(args, started),
+        Command::Train(args) => train::run(args),
+        Command::Eval(args) => eval::run(args),
+        Command::Embed(args) => embed::run(args),
+        Command::Models(args) => models::run(args.command),
+        Command::Completions(args) => shell::completions(&args),
+        Command::Man(args) => shell::man(&args),
+    }
+}

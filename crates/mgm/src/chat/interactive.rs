@@ -1,0 +1,225 @@
+//! A conversation on a terminal.
+
+use std::path::PathBuf;
+
+use mgm_image::RgbImage;
+use mini_gemini::{MiniGemini, Session, StopReason};
+use rustyline::completion::{Completer, FilenameCompleter, Pair};
+use rustyline::error::ReadlineError;
+use rustyline::highlight::Highlighter;
+use rustyline::hint::Hinter;
+use rustyline::history::FileHistory;
+use rustyline::validate::{ValidationContext, ValidationResult, Validator};
+use rustyline::{Config, Context, Editor, Helper};
+
+use crate::cli::ChatArgs;
+use crate::failure::Failure;
+use crate::picture::PictureSource;
+use crate::{interrupt, model};
+
+use super::display::{self, Display};
+use super::meta::{self, Entry};
+
+/// Entries kept in the history file.
+const HISTORY_SIZE: usize = 1000;
+
+/// Runs the conversation until Ctrl-D or `/exit`.
+pub(super) fn run(args: &ChatArgs) -> Result<(), Failure> {
+    let pictures = args.images.iter().map(|image| image.load()).collect::<Result<Vec<_>, _>>()?;
+    let model = model::load(&args.model, args.template.as_deref(), false)?;
+    let mut editor = editor()?;
+    let history = history_file();
+    if let Some(history) = &history {
+        // There is none the first time.
+        let _ = editor.load_history(history);
+    }
+    note!("{} · /help shows what can be typed, Ctrl-D leaves", model.name());
+    if !pictures.is_empty() {
+        note!("{}", shown(pictures.len()));
+    }
+
+    let mut conversation = Conversation::new(args, &model, pictures);
+    loop {
+        match editor.readline("> ") {
+            Ok(text) => {
+                if !text.trim().is_empty() {
+                    // A history that cannot be written is not worth a failure.
+                    let _ = editor.add_history_entry(text.as_str());
+                    let _ = history.as_ref().map(|history| editor.append_history(history));
+                }
+                if conversation.take(&text)? == Next::Leave {
+                    return Ok(());
+                }
+            }
+            Err(ReadlineError::Interrupted) => note!("(Ctrl-D or /exit leaves)"),
+            Err(ReadlineError::Eof) => return Ok(()),
+            Err(error) => return Err(Failure::failed(format!("the terminal cannot be read: {error}"))),
+        }
+    }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Next {
+    Stay,
+    Leave,
+}
+
+/// The session and the pictures that wait for the next question.
+struct Conversation<'a> {
+    args: &'a ChatArgs,
+    session: Session<'a>,
+    pending: Vec<RgbImage>,
+}
+
+impl<'a> Conversation<'a> {
+    fn new(args: &'a ChatArgs, model: &'a MiniGemini, pending: Vec<RgbImage>) -> Self {
+        Self { args, session: model.session(), pending }
+    }
+
+    fn take(&mut self, text: &str) -> Result<Next, Failure> {
+        match meta::parse(text) {
+            Entry::Nothing => {}
+            Entry::Help => note!("{}", meta::HELP),
+            Entry::Exit => return Ok(Next::Leave),
+            Entry::Reset => {
+                self.session.reset();
+                self.pending.clear();
+                note!("forgotten: the next question starts a new conversation");
+            }
+            Entry::Images(files) if files.is_empty() => note!("usage: /image FILE..."),
+            Entry::Images(files) => self.show(&files),
+            Entry::Unknown(command) => note!("{command} means nothing here; see /help"),
+            Entry::Question(question) => self.ask(&question)?,
+        }
+        Ok(Next::Stay)
+    }
+
+    /// All pictures of one command, or none.
+    fn show(&mut self, files: &[String]) {
+        let load = |file: &String| {
+            file.parse::<PictureSource>().map_err(Failure::failed).and_then(|source| source.load())
+        };
+        match files.iter().map(load).collect::<Result<Vec<_>, _>>() {
+            Ok(pictures) => {
+                self.pending.extend(pictures);
+                note!("{}", shown(self.pending.len()));
+            }
+            Err(failure) => failure.print(),
+        }
+    }
+
+    /// Answers; only a stdout that fails ends the conversation.
+    fn ask(&mut self, question: &str) -> Result<(), Failure> {
+        let asked = std::time::Instant::now();
+        let watch = interrupt::watch();
+        let mut display = Display::new(&watch, true);
+        let options = super::generate_options(self.args);
+        let outcome = self.session.ask(question, self.pending.clone(), &options, &mut |event| {
+            display.on_event(event)
+        });
+        let answer = match outcome {
+            Ok(answer) => answer,
+            Err(error @ mini_gemini::Error::ContextOverflow { .. }) => {
+                drop(display);
+                Failure::from(error).hint("/reset starts a new conversation").print();
+                return Ok(());
+            }
+            Err(error) => {
+                drop(display);
+                Failure::from(error).print();
+                return Ok(());
+            }
+        };
+        display.finish()?;
+        match answer.stop {
+            StopReason::Interrupted => note!("(stopped)"),
+            StopReason::Length => {
+                note!("(cut off after {} tokens)", answer.new_tokens);
+            }
+            StopReason::EndOfTurn => {}
+        }
+        // A turn without any text is taken back by the session: its pictures stay waiting.
+        if !answer.text.is_empty() {
+            self.pending.clear();
+        }
+        if self.args.timings {
+            let first = display.first_text().map(|first| first - asked);
+            note!("{}", display::timing_line(&answer, first, None));
+        }
+        Ok(())
+    }
+}
+
+fn shown(pictures: usize) -> String {
+    match pictures {
+        1 => "1 picture goes with the next question".into(),
+        _ => format!("{pictures} pictures go with the next question"),
+    }
+}
+
+fn editor() -> Result<Editor<LineHelper, FileHistory>, Failure> {
+    let failure =
+        |error: ReadlineError| Failure::failed(format!("the terminal cannot be set up: {error}"));
+    let config = Config::builder()
+        .max_history_size(HISTORY_SIZE)
+        .map_err(failure)?
+        .history_ignore_space(true)
+        .bracketed_paste(true)
+        .build();
+    let mut editor = Editor::with_config(config).map_err(failure)?;
+    editor.set_helper(Some(LineHelper { files: FilenameCompleter::new() }));
+    Ok(editor)
+}
+
+/// `mgm/history` in the user's state folder.
+fn history_file() -> Option<PathBuf> {
+    let folder = |variable: &str| {
+        std::env::var_os(variable).map(PathBuf::from).filter(|path| path.is_absolute())
+    };
+    let state = if cfg!(windows) {
+        folder("LOCALAPPDATA")?
+    } else {
+        folder("XDG_STATE_HOME").or_else(|| Some(folder("HOME")?.join(".local/state")))?
+    };
+    let directory = state.join("mgm");
+    std::fs::create_dir_all(&directory).ok()?;
+    Some(directory.join("history"))
+}
+
+/// Continuation lines, and file names after `/image`.
+struct LineHelper {
+    files: FilenameCompleter,
+}
+
+impl Validator for LineHelper {
+    fn validate(&self, context: &mut ValidationContext<'_>) -> rustyline::Result<ValidationResult> {
+        Ok(if context.input().ends_with('\\') {
+            ValidationResult::Incomplete
+        } else {
+            ValidationResult::Valid(None)
+        })
+    }
+}
+
+impl Completer for LineHelper {
+    type Candidate = Pair;
+
+    fn complete(
+        &self,
+        line: &str,
+        position: usize,
+        _: &Context<'_>,
+    ) -> rustyline::Result<(usize, Vec<Pair>)> {
+        if line.starts_with("/image ") {
+            self.files.complete_path(line, position)
+        } else {
+            Ok((position, Vec::new()))
+        }
+    }
+}
+
+impl Hinter for LineHelper {
+    type Hint = String;
+}
+impl Highlighter for LineHelper {}
+impl Helper for LineHelper {}

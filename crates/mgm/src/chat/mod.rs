@@ -1,0 +1,45 @@
+//! `mgm chat`: one answer, or a conversation.
+
+mod display;
+mod input;
+mod interactive;
+mod meta;
+mod one_shot;
+
+use std::time::Instant;
+
+use mini_gemini::{GenerateOptions, ModelSource};
+
+use crate::cli::ChatArgs;
+use crate::failure::Failure;
+use crate::model;
+
+use self::input::Input;
+
+/// Temperature of models other than the built-in one: what the official command line uses.
+const USUAL_TEMPERATURE: f32 = 0.2;
+
+/// Runs the command. `started` is when the program started.
+pub(crate) fn run(args: ChatArgs, started: Instant) -> Result<(), Failure> {
+    model::prepare(&args.model)?;
+    match input::resolve(args.prompt.as_deref())? {
+        Input::Once(prompt) => one_shot::run(&args, &prompt, started),
+        Input::Conversation if args.json => {
+            Err(Failure::usage("--json needs a PROMPT or piped input: it prints one answer"))
+        }
+        Input::Conversation => interactive::run(&args),
+    }
+}
+
+/// Flags and defaults put together.
+fn generate_options(args: &ChatArgs) -> GenerateOptions {
+    let defaults = GenerateOptions::default();
+    let built_in = ModelSource::parse(&args.model.model) == ModelSource::BuiltIn;
+    GenerateOptions {
+        temperature: args.temperature.unwrap_or(if built_in { 0.0 } else { USUAL_TEMPERATURE }),
+        top_k: args.top_k.map(std::num::NonZeroUsize::get).or(defaults.top_k),
+        top_p: args.top_p.unwrap_or(defaults.top_p),
+        max_new_tokens: args.max_new_tokens.get(),
+        seed: args.seed,
+    }
+}

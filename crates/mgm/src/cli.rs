@@ -1,0 +1,313 @@
+//! The flags as they are written. What they mean together is decided by each command.
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
+
+use crate::picture::PictureSource;
+
+/// Ask about pictures, train and score Mini-Gemini vision-language models.
+#[derive(Debug, Parser)]
+#[command(
+    name = "mgm",
+    version,
+    propagate_version = true,
+    max_term_width = 100,
+    after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.\n\
+        Results go to standard output, everything else to standard error."
+)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    Chat(ChatArgs),
+    Train(TrainArgs),
+    Eval(EvalArgs),
+    Embed(EmbedArgs),
+    Models(ModelsArgs),
+    Completions(CompletionsArgs),
+    Man(ManArgs),
+}
+
+/// Which model, and what it runs on.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Model")]
+pub(crate) struct ModelArgs {
+    /// Model directory, or the name of a built-in model
+    #[arg(long, value_name = "NAME-OR-PATH", default_value = mini_gemini::BUILT_IN_NAME, value_hint = ValueHint::DirPath)]
+    pub(crate) model: String,
+
+    /// Where to compute
+    #[arg(long, value_enum, default_value_t = DeviceChoice::Auto)]
+    pub(crate) device: DeviceChoice,
+
+    /// Form in which unquantised weights are kept in memory; quantised ones stay as they are
+    #[arg(long, value_enum, default_value_t = DtypeChoice::Auto)]
+    pub(crate) dtype: DtypeChoice,
+
+    /// CPU threads [default: one per logical core]
+    #[arg(long, value_name = "N")]
+    pub(crate) threads: Option<NonZeroUsize>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DeviceChoice {
+    /// The best one this build and machine have
+    Auto,
+    /// The processor
+    Cpu,
+    /// An NVIDIA GPU
+    Cuda,
+    /// An Apple GPU
+    Metal,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DtypeChoice {
+    /// bf16 where the processor computes with it, otherwise f32
+    Auto,
+    /// 32-bit floating point
+    F32,
+    /// bfloat16
+    Bf16,
+    /// 16-bit floating point (GPU only)
+    F16,
+}
+
+/// Ask about pictures: one answer, or a conversation.
+///
+/// With PROMPT or piped input it prints one answer and ends. On a terminal without PROMPT it starts a conversation; /help there
+/// lists what can be typed.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    mgm chat --image photo.jpg \"What is in the picture?\"\n  \
+    mgm chat --image before.png --image after.png \"What has changed?\"\n  \
+    mgm chat \"Summarise this text.\" < letter.txt\n  \
+    mgm chat --image photo.jpg")]
+pub(crate) struct ChatArgs {
+    /// The question; piped input is appended to it, or stands for it
+    pub(crate) prompt: Option<String>,
+
+    /// A picture to ask about: a file or an http(s) address; may be repeated
+    #[arg(long = "image", value_name = "FILE-OR-URL", value_hint = ValueHint::FilePath)]
+    pub(crate) images: Vec<PictureSource>,
+
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+
+    /// Randomness of the answer; 0 always takes the likeliest token [default: 0 for the built-in model, otherwise 0.2]
+    #[arg(long, value_name = "T", value_parser = temperature, help_heading = "Answer")]
+    pub(crate) temperature: Option<f32>,
+
+    /// Sample only from the likeliest tokens that together have this probability [default: 1]
+    #[arg(long, value_name = "P", value_parser = probability, help_heading = "Answer")]
+    pub(crate) top_p: Option<f32>,
+
+    /// Sample only from this many likeliest tokens [default: 50]
+    #[arg(long, value_name = "K", help_heading = "Answer")]
+    pub(crate) top_k: Option<NonZeroUsize>,
+
+    /// Longest answer, in tokens
+    #[arg(long, value_name = "N", default_value = "512", help_heading = "Answer")]
+    pub(crate) max_new_tokens: NonZeroUsize,
+
+    /// Makes sampled answers repeatable
+    #[arg(long, value_name = "N", help_heading = "Answer")]
+    pub(crate) seed: Option<u64>,
+
+    /// Conversation template [default: the model's own]
+    #[arg(long, value_name = "NAME", value_parser = template_names(), help_heading = "Answer")]
+    pub(crate) template: Option<String>,
+
+    /// Print one JSON object (answer, stop, token counts, timings) instead of text
+    #[arg(long)]
+    pub(crate) json: bool,
+
+    /// Report time to the first token and tokens per second on standard error
+    #[arg(long)]
+    pub(crate) timings: bool,
+}
+
+/// Train a model as a recipe says.
+///
+/// Ctrl-C saves a checkpoint and ends with exit code 130; --resume goes on from the last checkpoint.
+#[derive(Debug, Args)]
+pub(crate) struct TrainArgs {
+    /// The recipe (TOML); see docs/training.md
+    #[arg(value_name = "RECIPE.toml", value_hint = ValueHint::FilePath)]
+    pub(crate) recipe: PathBuf,
+
+    /// Go on from the last checkpoint in the recipe's output folder
+    #[arg(long)]
+    pub(crate) resume: bool,
+
+    /// Stop (and save) at this optimiser step; the learning-rate schedule stays the recipe's
+    #[arg(long, value_name = "N")]
+    pub(crate) steps: Option<NonZeroUsize>,
+
+    /// CPU threads [default: one per logical core]
+    #[arg(long, value_name = "N")]
+    pub(crate) threads: Option<NonZeroUsize>,
+}
+
+/// Score a model on questions with known answers.
+///
+/// A data file is a JSON array (or one object a line) of {"id", "image", "question", "answers": [...], "match": "exact" or
+/// "contains"}. Answers are made greedily and compared after trimming, lower-casing and stripping a final period.
+#[derive(Debug, Args)]
+pub(crate) struct EvalArgs {
+    /// Data files
+    #[arg(value_name = "DATA.json", required = true, value_hint = ValueHint::FilePath)]
+    pub(crate) data: Vec<PathBuf>,
+
+    /// Where the pictures are [default: beside each data file]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) image_folder: Option<PathBuf>,
+
+    /// At most this many records of each file
+    #[arg(long, value_name = "N")]
+    pub(crate) limit: Option<NonZeroUsize>,
+
+    /// Write every answer to this file as it is made, one JSON object a line
+    #[arg(long, value_name = "FILE.jsonl", value_hint = ValueHint::FilePath)]
+    pub(crate) answers: Option<PathBuf>,
+
+    /// Keep the answers that the --answers file already holds
+    #[arg(long, requires = "answers")]
+    pub(crate) resume: bool,
+
+    /// Write the scores as JSON to this file, `-` for standard output
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) json: Option<PathBuf>,
+
+    /// Fail (exit code 1) when the total accuracy is below this percentage
+    #[arg(long, value_name = "PERCENT", value_parser = percentage)]
+    pub(crate) fail_under: Option<f64>,
+
+    /// Longest answer, in tokens
+    #[arg(long, value_name = "N", default_value = "32")]
+    pub(crate) max_new_tokens: NonZeroUsize,
+
+    /// Score the model with its high-resolution tower left out, to see what it adds
+    #[arg(long)]
+    pub(crate) without_high_res: bool,
+
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+}
+
+/// Write the visual tokens of a picture to a file.
+///
+/// The file holds one f32 tensor `visual_tokens` [tokens, hidden size]: what the language model sees in place of the picture.
+#[derive(Debug, Args)]
+pub(crate) struct EmbedArgs {
+    /// The picture: a file or an http(s) address
+    #[arg(long, value_name = "FILE-OR-URL", value_hint = ValueHint::FilePath)]
+    pub(crate) image: PictureSource,
+
+    /// Where to write
+    #[arg(short, long, value_name = "FILE.safetensors", value_hint = ValueHint::FilePath)]
+    pub(crate) output: PathBuf,
+
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+}
+
+/// List and inspect model files.
+#[derive(Debug, Args)]
+pub(crate) struct ModelsArgs {
+    #[command(subcommand)]
+    pub(crate) command: ModelsCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ModelsCommand {
+    /// The models that --model accepts by name
+    List,
+    /// What a model directory or a weight file holds
+    Inspect {
+        /// A model directory, a built-in model's name, or a .safetensors or .gguf file
+        #[arg(value_name = "NAME-OR-PATH", value_hint = ValueHint::AnyPath)]
+        path: PathBuf,
+
+        /// List every tensor
+        #[arg(long)]
+        tensors: bool,
+    },
+}
+
+/// Print a shell completion script.
+#[derive(Debug, Args)]
+pub(crate) struct CompletionsArgs {
+    /// The shell
+    pub(crate) shell: clap_complete::Shell,
+}
+
+/// Print a manual page.
+#[derive(Debug, Args)]
+pub(crate) struct ManArgs {
+    /// The command to document [default: mgm itself]
+    pub(crate) command: Option<String>,
+}
+
+fn template_names() -> clap::builder::PossibleValuesParser {
+    clap::builder::PossibleValuesParser::new(mgm_text::Template::names())
+}
+
+fn number(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(value) if value.is_finite() => Ok(value),
+        _ => Err("expected a number".into()),
+    }
+}
+
+fn temperature(text: &str) -> Result<f32, String> {
+    match number(text)? {
+        value if (0.0..=10.0).contains(&value) => Ok(value as f32),
+        _ => Err("expected 0 to 10".into()),
+    }
+}
+
+fn probability(text: &str) -> Result<f32, String> {
+    match number(text)? {
+        value if value > 0.0 && value <= 1.0 => Ok(value as f32),
+        _ => Err("expected more than 0 and at most 1".into()),
+    }
+}
+
+fn percentage(text: &str) -> Result<f64, String> {
+    match number(text)? {
+        value if (0.0..=100.0).contains(&value) => Ok(value),
+        _ => Err("expected 0 to 100".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn numbers_are_checked() {
+        assert_eq!(temperature("0.2"), Ok(0.2));
+        for bad in ["-1", "nan", "inf", "warm", "", "11"] {
+            assert!(temperature(bad).is_err(), "{bad}");
+        }
+        assert_eq!(probability("1"), Ok(1.0));
+        for bad in ["0", "1.1", "-0.5", "nan"] {
+            assert!(probability(bad).is_err(), "{bad}");
+        }
+        assert_eq!(percentage("85"), Ok(85.0));
+        assert!(percentage("101").is_err());
+    }
+}

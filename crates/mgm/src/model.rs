@@ -1,0 +1,61 @@
+//! Loading the model that the flags name.
+
+use mini_gemini::{LoadOptions, MiniGemini, ModelSource, Precision};
+
+use crate::cli::{DeviceChoice, DtypeChoice, ModelArgs};
+use crate::failure::Failure;
+use crate::meter;
+
+/// Sets the number of CPU threads; must come before any other work.
+pub(crate) fn set_threads(threads: Option<std::num::NonZeroUsize>) -> Result<(), Failure> {
+    let Some(threads) = threads else {
+        return Ok(());
+    };
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(threads.get())
+        .build_global()
+        .map_err(|error| Failure::failed(format!("{threads} threads cannot be started: {error}")))
+}
+
+/// What `--device` and `--dtype` mean on this build.
+fn precision(args: &ModelArgs) -> Result<Precision, Failure> {
+    let device = match args.device {
+        DeviceChoice::Auto | DeviceChoice::Cpu => None,
+        DeviceChoice::Cuda => Some("CUDA"),
+        DeviceChoice::Metal => Some("Metal"),
+    };
+    if let Some(device) = device {
+        return Err(Failure::failed(format!("this build has no {device} support"))
+            .hint("use --device cpu"));
+    }
+    match args.dtype {
+        DtypeChoice::Auto => Ok(Precision::Auto),
+        DtypeChoice::F32 => Ok(Precision::F32),
+        DtypeChoice::Bf16 => Ok(Precision::Bf16),
+        DtypeChoice::F16 => Err(Failure::failed("f16 weights need a GPU, and this run uses the CPU")
+            .hint("use --dtype bf16 or --dtype f32")),
+    }
+}
+
+/// Checks the flags that need no file, and sets the threads.
+pub(crate) fn prepare(args: &ModelArgs) -> Result<(), Failure> {
+    precision(args)?;
+    set_threads(args.threads)
+}
+
+/// Loads the model, under a spinner.
+pub(crate) fn load(
+    args: &ModelArgs,
+    template: Option<&str>,
+    without_high_res: bool,
+) -> Result<MiniGemini, Failure> {
+    let options = LoadOptions {
+        precision: precision(args)?,
+        template: template.map(str::to_string),
+        without_high_res,
+    };
+    let spinner = meter::spinner(format!("loading {}", args.model));
+    let model = MiniGemini::load(&ModelSource::parse(&args.model), &options);
+    spinner.finish_and_clear();
+    Ok(model?)
+}
