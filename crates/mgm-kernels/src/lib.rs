@@ -1,1 +1,40 @@
 //! CPU kernels with run-time instruction-set dispatch.
+//!
+//! All activations are `f32`, row-major. Weights are `f32`, `bf16` or GGML quantised blocks. Every kernel has a portable
+//! implementation; on x86-64 faster ones are chosen once per process from what the processor reports.
+//!
+//! # Choosing the instruction set
+//!
+//! The environment variable `MGM_KERNEL_LEVEL` caps the level that is used:
+//!
+//! | value      | instruction sets                                                       |
+//! |------------|------------------------------------------------------------------------|
+//! | `portable` | whatever the compiler target guarantees                                |
+//! | `avx2`     | AVX2 and FMA                                                           |
+//! | `avx512`   | AVX-512 F, BW, VL, DQ and VNNI; BF16 products where the CPU has them   |
+//! | `amx`      | the same and the AMX bf16 tile unit                                    |
+//!
+//! A level that the machine lacks is lowered to the best one it has. An unknown value is ignored, and
+//! [`level::level_error`] returns one line about it.
+//!
+//! # Panics
+//!
+//! Kernels check the lengths of the slices they are given and panic with a message that names the slice when one is too
+//! short; that is a programming error. Nothing that comes from a file can cause it: [`quant::QuantWeight::new`] returns
+//! an error for a block buffer of the wrong size.
+
+#[cfg(not(target_endian = "little"))]
+compile_error!(
+    "weights are stored little-endian and read in place; only little-endian targets are supported"
+);
+
+pub mod attention;
+pub mod depthwise;
+pub mod elementwise;
+pub mod gemm;
+pub mod level;
+pub mod quant;
+
+mod buffer;
+mod math;
+mod shared;

@@ -1,0 +1,279 @@
+//! Blocking, parallel tasks and epilogues around the microkernels.
+
+use rayon::prelude::*;
+
+use super::kernel::{self, Family, MicroArguments, RowFormat};
+use super::pack::{PANEL, PackedWeight, WeightType};
+use super::rows::{RowBlocks, pack_block, row_bytes};
+use super::{Activation, Epilogue};
+use crate::buffer::with_scratch;
+use crate::level::Level;
+use crate::shared::SharedSlice;
+
+/// Features of one block along k: 2048 bf16 values of a panel are 128 KiB, an eighth of a usual second-level cache.
+const K_BLOCK: usize = 2048;
+/// Rows of one task; with a k block of packed rows it stays in the second-level cache.
+const TASK_ROWS: usize = 192;
+
+/// `B` operand: panels, `panel_stride` bytes apart, with rows of `ldb` 4-byte units.
+struct Panels<'a> {
+    data: &'a [u8],
+    panel_stride: usize,
+    ldb: usize,
+}
+
+/// `out = epilogue(x·Wᵀ)`.
+pub(crate) fn product(
+    level: Level,
+    m: usize,
+    x: &[f32],
+    w: &PackedWeight,
+    out: &mut [f32],
+    epilogue: &Epilogue,
+) {
+    let panels = Panels {
+        data: w.data(),
+        panel_stride: w.panel_bytes(),
+        ldb: PANEL,
+    };
+    let family = kernel::family(level, w.weight_type());
+    run(
+        level,
+        family,
+        m,
+        w.n(),
+        w.k(),
+        x,
+        w.k(),
+        1,
+        &panels,
+        out,
+        epilogue,
+    );
+}
+
+/// General `f32` product.
+pub(crate) fn general(
+    level: Level,
+    trans_a: bool,
+    trans_b: bool,
+    m: usize,
+    n: usize,
+    k: usize,
+    a: &[f32],
+    b: &[f32],
+    c: &mut [f32],
+    accumulate: bool,
+) {
+    let (row_stride, column_stride) = if trans_a { (1, m) } else { (k, 1) };
+    let epilogue = Epilogue {
+        accumulate,
+        ..Epilogue::default()
+    };
+    let family = kernel::family(level, WeightType::F32);
+    let packed = if trans_b {
+        PackedWeight::pack(n, k, b, WeightType::F32)
+    } else {
+        PackedWeight::pack_transposed(n, k, b, WeightType::F32)
+    };
+    let panels = Panels {
+        data: packed.data(),
+        panel_stride: packed.panel_bytes(),
+        ldb: PANEL,
+    };
+    run(
+        level,
+        family,
+        m,
+        n,
+        k,
+        a,
+        row_stride,
+        column_stride,
+        &panels,
+        c,
+        &epilogue,
+    );
+}
+
+fn run(
+    level: Level,
+    family: Family,
+    m: usize,
+    n: usize,
+    k: usize,
+    x: &[f32],
+    row_stride: usize,
+    column_stride: usize,
+    panels: &Panels,
+    out: &mut [f32],
+    epilogue: &Epilogue,
+) {
+    if m == 0 || n == 0 {
+        return;
+    }
+    // `out += activation(…)` needs the bare activation first. Rare, so not worth a path of its own.
+    if epilogue.accumulate && epilogue.activation != Activation::None {
+        let mut product = vec![0.0f32; m * n];
+        let bare = Epilogue {
+            accumulate: false,
+            ..*epilogue
+        };
+        run(
+            level,
+            family,
+            m,
+            n,
+            k,
+            x,
+            row_stride,
+            column_stride,
+            panels,
+            &mut product,
+            &bare,
+        );
+        out.iter_mut().zip(&product).for_each(|(o, &p)| *o += p);
+        return;
+    }
+    let blocks = RowBlocks::new(m, family.kernels.len());
+    let row_bytes = row_bytes(family.format, k);
+    with_scratch(m * row_bytes, |scratch| {
+        let packed = &mut scratch.cast_mut::<u8>()[..m * row_bytes];
+        pack_rows(
+            family.format,
+            blocks,
+            m,
+            k,
+            x,
+            row_stride,
+            column_stride,
+            packed,
+        );
+        multiply(
+            level, family, blocks, m, n, k, packed, panels, out, epilogue,
+        );
+    });
+}
+
+fn pack_rows(
+    format: RowFormat,
+    blocks: RowBlocks,
+    m: usize,
+    k: usize,
+    x: &[f32],
+    row_stride: usize,
+    column_stride: usize,
+    packed: &mut [u8],
+) {
+    let row_bytes = row_bytes(format, k);
+    if row_bytes == 0 {
+        return;
+    }
+    let mut rest = packed;
+    let mut parts = Vec::with_capacity(blocks.count());
+    for index in 0..blocks.count() {
+        let rows = blocks.start(index + 1) - blocks.start(index);
+        let (part, after) = rest.split_at_mut(rows * row_bytes);
+        parts.push((index, rows, part));
+        rest = after;
+    }
+    let pack = |(index, rows, part): (usize, usize, &mut [u8])| {
+        let source = &x[blocks.start(index) * row_stride..];
+        pack_block(format, rows, k, source, row_stride, column_stride, part);
+    };
+    if m * k < 1 << 14 {
+        parts.into_iter().for_each(pack);
+    } else {
+        parts.into_par_iter().for_each(pack);
+    }
+}
+
+fn multiply(
+    level: Level,
+    family: Family,
+    blocks: RowBlocks,
+    m: usize,
+    n: usize,
+    k: usize,
+    packed: &[u8],
+    panels: &Panels,
+    out: &mut [f32],
+    epilogue: &Epilogue,
+) {
+    let row_bytes = row_bytes(family.format, k);
+    // Features per step, and bytes per row and step of the packed rows.
+    let (per_step, step_bytes) = match family.format {
+        RowFormat::F32 => (1, 4),
+        RowFormat::F32Pairs => (2, 8),
+        RowFormat::Bf16Pairs => (2, 4),
+    };
+    let total_steps = k.div_ceil(per_step);
+    let block_steps = K_BLOCK / per_step;
+    let k_blocks = total_steps.div_ceil(block_steps).max(1);
+
+    let panel_count = n.div_ceil(PANEL);
+    let row_tasks = m.div_ceil(TASK_ROWS);
+    let blocks_per_task = blocks.count().div_ceil(row_tasks);
+    // Enough tasks to balance the threads, but each with several panels when there are many.
+    let wanted = (4 * rayon::current_num_threads()).div_ceil(row_tasks);
+    let panels_per_task = panel_count.div_ceil(wanted).max(1);
+    let column_tasks = panel_count.div_ceil(panels_per_task);
+
+    let shared = SharedSlice::new(out);
+    let task = |index: usize| {
+        let (row_task, column_task) = (index / column_tasks, index % column_tasks);
+        let block_range =
+            row_task * blocks_per_task..((row_task + 1) * blocks_per_task).min(blocks.count());
+        let panel_range =
+            column_task * panels_per_task..((column_task + 1) * panels_per_task).min(panel_count);
+        for k_block in 0..k_blocks {
+            let first = k_block * block_steps;
+            let steps = block_steps.min(total_steps - first);
+            let last = k_block + 1 == k_blocks;
+            for panel in panel_range.clone() {
+                let column = panel * PANEL;
+                let columns = PANEL.min(n - column);
+                let b =
+                    panels.data[panel * panels.panel_stride + first * panels.ldb * 4..].as_ptr();
+                let bias = match epilogue.bias {
+                    Some(bias) if last => bias[column..column + columns].as_ptr(),
+                    _ => std::ptr::null(),
+                };
+                for block in block_range.clone() {
+                    let (start, end) = (blocks.start(block), blocks.start(block + 1));
+                    let rows = end - start;
+                    let a = packed[start * row_bytes + first * rows * step_bytes..].as_ptr();
+                    let c = shared.pointer_at(start * n + column, (rows - 1) * n + columns);
+                    let arguments = MicroArguments {
+                        steps,
+                        a,
+                        b,
+                        ldb: panels.ldb,
+                        c,
+                        ldc: n,
+                        columns,
+                        bias,
+                        add: k_block > 0 || epilogue.accumulate,
+                    };
+                    // SAFETY: the family belongs to a level the machine has; `a`, `b`, `bias` come from slices that hold
+                    // the block (checked by the slicing and by the packing), and this (block, panel) rectangle of `out`
+                    // belongs to this task alone.
+                    unsafe { family.kernels[rows - 1](&arguments) };
+                    if last && epilogue.activation != Activation::None {
+                        for row in start..end {
+                            // SAFETY: the same rectangle.
+                            let values = unsafe { shared.range(row * n + column, columns) };
+                            epilogue.activation.apply(level, values);
+                        }
+                    }
+                }
+            }
+        }
+    };
+    let tasks = row_tasks * column_tasks;
+    if tasks == 1 || m * n * k < 1 << 15 {
+        (0..tasks).for_each(task);
+    } else {
+        (0..tasks).into_par_iter().for_each(task);
+    }
+}

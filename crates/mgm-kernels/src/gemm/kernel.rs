@@ -1,0 +1,62 @@
+//! What a microkernel is, and which family of them a level and weight type use.
+
+use super::pack::WeightType;
+use super::portable;
+use crate::level::{self, Level};
+
+/// Arguments of one microkernel call: `rows` (the kernel's own) × up to 32 columns, `steps` steps along k.
+///
+/// Contract of every call:
+/// - `a` holds `steps` groups of interleaved row values: `f32 [rows]`, twice that for [`RowFormat::F32Pairs`], `bf16` pairs
+///   `[rows][2]` for [`RowFormat::Bf16Pairs`];
+/// - `b` holds `steps` rows of `ldb` 4-byte units; each row has at least `columns` readable ones. Packed bf16 panels have
+///   32 in every row;
+/// - `c` has `rows` rows at distance `ldc`, each with `columns` writable elements, exclusive to this call;
+/// - `bias` is null or has `columns` elements; `1 <= columns <= 32`.
+pub(crate) struct MicroArguments {
+    pub(crate) steps: usize,
+    pub(crate) a: *const u8,
+    pub(crate) b: *const u8,
+    pub(crate) ldb: usize,
+    pub(crate) c: *mut f32,
+    pub(crate) ldc: usize,
+    pub(crate) columns: usize,
+    pub(crate) bias: *const f32,
+    pub(crate) add: bool,
+}
+
+/// A microkernel for a fixed number of rows.
+pub(crate) type MicroKernel = unsafe fn(&MicroArguments);
+
+/// How the rows of `x` are packed for a family of microkernels.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum RowFormat {
+    /// `f32`, one value of each row per step.
+    F32,
+    /// `f32`, two values of each row per step (weights are bf16 pairs).
+    F32Pairs,
+    /// bf16 pairs, one pair of each row per step.
+    Bf16Pairs,
+}
+
+/// Microkernels for 1..=len rows and the row format that they read.
+#[derive(Clone, Copy)]
+pub(crate) struct Family {
+    pub(crate) kernels: &'static [MicroKernel],
+    pub(crate) format: RowFormat,
+}
+
+/// The family for a weight type at a level that the machine has.
+pub(crate) fn family(level: Level, weight_type: WeightType) -> Family {
+    let _ = (level, level::has_avx512_bf16());
+    match weight_type {
+        WeightType::F32 => Family {
+            kernels: &portable::F32,
+            format: RowFormat::F32,
+        },
+        WeightType::Bf16 => Family {
+            kernels: &portable::BF16,
+            format: RowFormat::F32Pairs,
+        },
+    }
+}

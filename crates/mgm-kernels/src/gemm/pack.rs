@@ -1,0 +1,286 @@
+//! Packed weights: panels of 32 output columns, input features in pairs.
+//!
+//! Panel `j` holds the output columns `32j..32j + 32` contiguously. An `f32` panel is `[k][32]`; a `bf16` panel is
+//! `[k/2][32][2]`: one step of `vdpbf16ps` takes 128 consecutive bytes, and 16 steps are two AMX tiles side by side
+//! (row stride 128 bytes). Both are zero padded to a multiple of 32 in `n` and `k`.
+
+use half::bf16;
+use rayon::prelude::*;
+
+use crate::buffer::Aligned;
+use crate::elementwise::bf16_bits;
+
+/// Output columns of one panel.
+pub(crate) const PANEL: usize = 32;
+/// Input features are padded to a multiple of this.
+pub(crate) const K_ALIGN: usize = 32;
+
+/// Element type in which a [`PackedWeight`] stores its values.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum WeightType {
+    /// 32-bit floats.
+    F32,
+    /// bfloat16; products accumulate in 32 bits.
+    Bf16,
+}
+
+impl WeightType {
+    fn bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::Bf16 => 2,
+        }
+    }
+}
+
+/// A weight matrix `W [n, k]` (n output features, k input features), stored in the order that the kernels read.
+#[derive(Clone)]
+pub struct PackedWeight {
+    n: usize,
+    k: usize,
+    weight_type: WeightType,
+    data: Aligned,
+}
+
+impl PackedWeight {
+    /// Packs row-major `w [n, k]`.
+    pub fn pack(n: usize, k: usize, w: &[f32], t: WeightType) -> Self {
+        assert_eq!(
+            w.len(),
+            n * k,
+            "PackedWeight::pack: expected {n}×{k} elements"
+        );
+        Self::fill(n, k, t, |j, row| row.copy_from_slice(&w[j * k..][..k]))
+    }
+
+    /// Packs row-major `bf16` `w [n, k]`; exact in either type.
+    pub fn pack_bf16(n: usize, k: usize, w: &[bf16], t: WeightType) -> Self {
+        assert_eq!(
+            w.len(),
+            n * k,
+            "PackedWeight::pack_bf16: expected {n}×{k} elements"
+        );
+        Self::fill(n, k, t, |j, row| {
+            crate::elementwise::bf16_to_f32(&w[j * k..][..k], row)
+        })
+    }
+
+    /// Packs the matrix whose transpose `w_kn` is given row-major as `[k, n]`.
+    pub fn pack_transposed(n: usize, k: usize, w_kn: &[f32], t: WeightType) -> Self {
+        assert_eq!(
+            w_kn.len(),
+            n * k,
+            "PackedWeight::pack_transposed: expected {k}×{n} elements"
+        );
+        let mut packed = Self::zeroed(n, k, t);
+        let panel_bytes = packed.panel_bytes();
+        if panel_bytes == 0 {
+            return packed;
+        }
+        packed
+            .data
+            .cast_mut::<u8>()
+            .par_chunks_exact_mut(panel_bytes)
+            .enumerate()
+            .for_each(|(panel, bytes)| {
+                let columns = PANEL.min(n - panel * PANEL);
+                for p in 0..k {
+                    let row = &w_kn[p * n + panel * PANEL..][..columns];
+                    match t {
+                        WeightType::F32 => {
+                            let out = bytemuck::cast_slice_mut::<u8, f32>(
+                                &mut bytes[p * PANEL * 4..][..PANEL * 4],
+                            );
+                            out[..columns].copy_from_slice(row);
+                        }
+                        WeightType::Bf16 => {
+                            let out = bytemuck::cast_slice_mut::<u8, u16>(
+                                &mut bytes[p / 2 * PANEL * 4..][..PANEL * 4],
+                            );
+                            for (c, &value) in row.iter().enumerate() {
+                                out[2 * c + p % 2] = bf16_bits(value);
+                            }
+                        }
+                    }
+                }
+            });
+        packed
+    }
+
+    /// Builds a weight row by row; `row(j, out)` writes the `k` values of output feature `j`. Runs in parallel.
+    pub(crate) fn fill(
+        n: usize,
+        k: usize,
+        t: WeightType,
+        row: impl Fn(usize, &mut [f32]) + Sync,
+    ) -> Self {
+        let mut packed = Self::zeroed(n, k, t);
+        let panel_bytes = packed.panel_bytes();
+        if panel_bytes == 0 {
+            return packed;
+        }
+        packed
+            .data
+            .cast_mut::<u8>()
+            .par_chunks_exact_mut(panel_bytes)
+            .enumerate()
+            .for_each(|(panel, bytes)| {
+                crate::buffer::with_scratch(k * 4, |scratch| {
+                    let values = &mut scratch.cast_mut::<f32>()[..k];
+                    for c in 0..PANEL.min(n - panel * PANEL) {
+                        row(panel * PANEL + c, values);
+                        pack_column(t, bytes, c, values);
+                    }
+                });
+            });
+        packed
+    }
+
+    fn zeroed(n: usize, k: usize, weight_type: WeightType) -> Self {
+        let bytes = n.next_multiple_of(PANEL) * k.next_multiple_of(K_ALIGN) * weight_type.bytes();
+        Self {
+            n,
+            k,
+            weight_type,
+            data: Aligned::zeroed(bytes),
+        }
+    }
+
+    /// Output features.
+    pub fn n(&self) -> usize {
+        self.n
+    }
+
+    /// Input features.
+    pub fn k(&self) -> usize {
+        self.k
+    }
+
+    /// Bytes of storage.
+    pub fn bytes(&self) -> usize {
+        self.data.len_bytes()
+    }
+
+    /// Element type of the storage.
+    pub fn weight_type(&self) -> WeightType {
+        self.weight_type
+    }
+
+    /// Bytes of one panel.
+    pub(crate) fn panel_bytes(&self) -> usize {
+        PANEL * self.k.next_multiple_of(K_ALIGN) * self.weight_type.bytes()
+    }
+
+    /// All panels.
+    pub(crate) fn data(&self) -> &[u8] {
+        self.data.cast()
+    }
+
+    /// `Wᵀ`: output features become input features. For gradients with respect to the input.
+    pub fn transposed(&self) -> Self {
+        let mut out = Self::zeroed(self.k, self.n, self.weight_type);
+        let panel_bytes = out.panel_bytes();
+        if panel_bytes == 0 {
+            return out;
+        }
+        // Storage is a grid of 32×32 blocks, each contiguous: swap the grid indices and transpose inside the blocks.
+        let block = PANEL * PANEL * self.weight_type.bytes();
+        let source = self.data();
+        let source_panel = self.panel_bytes();
+        let t = self.weight_type;
+        out.data
+            .cast_mut::<u8>()
+            .par_chunks_exact_mut(panel_bytes)
+            .enumerate()
+            .for_each(|(panel, bytes)| {
+                for (tile, to) in bytes.chunks_exact_mut(block).enumerate() {
+                    let from = &source[tile * source_panel + panel * block..][..block];
+                    match t {
+                        WeightType::F32 => {
+                            transpose_f32(bytemuck::cast_slice(from), bytemuck::cast_slice_mut(to))
+                        }
+                        WeightType::Bf16 => transpose_pairs(
+                            bytemuck::cast_slice(from),
+                            bytemuck::cast_slice_mut(to),
+                        ),
+                    }
+                }
+            });
+        out
+    }
+
+    /// The matrix as row-major `f32` `[n, k]`.
+    pub fn unpack(&self) -> Vec<f32> {
+        let mut out = vec![0.0f32; self.n * self.k];
+        if out.is_empty() {
+            return out;
+        }
+        let k = self.k;
+        let panel_bytes = self.panel_bytes();
+        out.par_chunks_mut(PANEL * k)
+            .zip(self.data().par_chunks_exact(panel_bytes))
+            .for_each(|(rows, panel)| {
+                for (c, row) in rows.chunks_exact_mut(k).enumerate() {
+                    match self.weight_type {
+                        WeightType::F32 => {
+                            let panel: &[f32] = bytemuck::cast_slice(panel);
+                            for (p, value) in row.iter_mut().enumerate() {
+                                *value = panel[p * PANEL + c];
+                            }
+                        }
+                        WeightType::Bf16 => {
+                            let panel: &[u16] = bytemuck::cast_slice(panel);
+                            for (p, value) in row.iter_mut().enumerate() {
+                                let bits = panel[(p / 2 * PANEL + c) * 2 + p % 2];
+                                *value = f32::from_bits(u32::from(bits) << 16);
+                            }
+                        }
+                    }
+                }
+            });
+        out
+    }
+}
+
+/// Writes column `c` of a panel.
+pub(crate) fn pack_column(t: WeightType, panel: &mut [u8], c: usize, values: &[f32]) {
+    match t {
+        WeightType::F32 => {
+            let panel: &mut [f32] = bytemuck::cast_slice_mut(panel);
+            for (row, &value) in panel.chunks_exact_mut(PANEL).zip(values) {
+                row[c] = value;
+            }
+        }
+        WeightType::Bf16 => {
+            let panel: &mut [u32] = bytemuck::cast_slice_mut(panel);
+            let (pairs, last) = values.as_chunks::<2>();
+            let (rows, _) = panel.as_chunks_mut::<PANEL>();
+            for (row, pair) in rows.iter_mut().zip(pairs) {
+                row[c] = u32::from(bf16_bits(pair[0])) | u32::from(bf16_bits(pair[1])) << 16;
+            }
+            if let Some(&value) = last.first() {
+                rows[pairs.len()][c] = u32::from(bf16_bits(value));
+            }
+        }
+    }
+}
+
+fn transpose_f32(from: &[f32], to: &mut [f32]) {
+    for (c, row) in to.chunks_exact_mut(PANEL).enumerate() {
+        for (p, value) in row.iter_mut().enumerate() {
+            *value = from[p * PANEL + c];
+        }
+    }
+}
+
+/// Transposes one 32×32 block of bf16 pairs: `from[p][c]` holds (k = 2p, 2p+1; n = c).
+fn transpose_pairs(from: &[u32], to: &mut [u32]) {
+    for (q, row) in to.chunks_exact_mut(PANEL).enumerate() {
+        for (p, out) in row.as_chunks_mut::<2>().0.iter_mut().enumerate() {
+            let even = from[p * PANEL + 2 * q];
+            let odd = from[p * PANEL + 2 * q + 1];
+            out[0] = (even & 0xffff) | (odd << 16);
+            out[1] = (even >> 16) | (odd & 0xffff_0000);
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! Packing of the rows of `x`: blocks of up to a kernel's row count, values of a block's rows interleaved.
+
+use super::kernel::RowFormat;
+use crate::elementwise::bf16_bits;
+
+/// Splits `rows` rows into blocks of nearly equal size of at most `max_rows`: block `i` of the result is `start(i)..start(i+1)`.
+#[derive(Clone, Copy)]
+pub(crate) struct RowBlocks {
+    rows: usize,
+    count: usize,
+}
+
+impl RowBlocks {
+    pub(crate) fn new(rows: usize, max_rows: usize) -> Self {
+        Self {
+            rows,
+            count: rows.div_ceil(max_rows),
+        }
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        self.count
+    }
+
+    /// First row of block `index`; `start(count)` is the number of rows.
+    pub(crate) fn start(&self, index: usize) -> usize {
+        // Equal shares: no short last block, which would run at a fraction of the speed.
+        index * self.rows / self.count.max(1)
+    }
+}
+
+/// Bytes that one row takes in a row format.
+pub(crate) fn row_bytes(format: RowFormat, k: usize) -> usize {
+    match format {
+        RowFormat::F32 => k * 4,
+        RowFormat::F32Pairs => k.div_ceil(2) * 8,
+        RowFormat::Bf16Pairs => k.div_ceil(2) * 4,
+    }
+}
+
+/// Packs `rows` rows whose element (i, p) is `source[i · row_stride + p · column_stride]` into `out`
+/// (`rows · row_bytes`).
+pub(crate) fn pack_block(
+    format: RowFormat,
+    rows: usize,
+    k: usize,
+    source: &[f32],
+    row_stride: usize,
+    column_stride: usize,
+    out: &mut [u8],
+) {
+    let value = |i: usize, p: usize| {
+        if p < k {
+            source[i * row_stride + p * column_stride]
+        } else {
+            0.0
+        }
+    };
+    match format {
+        RowFormat::F32 | RowFormat::F32Pairs => {
+            let out: &mut [f32] = bytemuck::cast_slice_mut(out);
+            for (p, group) in out.chunks_exact_mut(rows).enumerate() {
+                for (i, o) in group.iter_mut().enumerate() {
+                    *o = value(i, p);
+                }
+            }
+        }
+        RowFormat::Bf16Pairs => {
+            let out: &mut [u32] = bytemuck::cast_slice_mut(out);
+            for (p, group) in out.chunks_exact_mut(rows).enumerate() {
+                for (i, o) in group.iter_mut().enumerate() {
+                    *o = u32::from(bf16_bits(value(i, 2 * p)))
+                        | u32::from(bf16_bits(value(i, 2 * p + 1))) << 16;
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! Branch-free `f32` functions that the compiler can vectorise, and the macro that compiles a loop once per level.
+//!
+//! `FMA` says whether the enclosing function is compiled with fused multiply-add; without it `mul_add` would be a
+//! library call.
+
+/// `a * b + c`, fused where the instruction exists.
+#[inline(always)]
+pub(crate) fn multiply_add<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
+    if FMA { a.mul_add(b, c) } else { a * b + c }
+}
+
+/// `eˣ`; 0 below -87.3, infinity above 88.7. Relative error below 2e-7 in between.
+///
+/// Range reduction to `|r| <= ln(2)/2` with ln 2 split in two parts (Cody and Waite), then a polynomial of degree 6.
+#[inline(always)]
+pub(crate) fn exp<const FMA: bool>(x: f32) -> f32 {
+    const LN2_HIGH: f32 = 0.693_359_4;
+    const LN2_LOW: f32 = -2.121_944_4e-4;
+    // Adding 1.5·2²³ rounds to the nearest integer, which then sits in the low mantissa bits.
+    const ROUND: f32 = 12_582_912.0;
+    let clamped = x.clamp(-87.33, 88.72);
+    let shifted = multiply_add::<FMA>(clamped, std::f32::consts::LOG2_E, ROUND);
+    let whole = shifted - ROUND;
+    let r = multiply_add::<FMA>(whole, -LN2_HIGH, clamped);
+    let r = multiply_add::<FMA>(whole, -LN2_LOW, r);
+    let mut p = 1.398_199_9e-3;
+    p = multiply_add::<FMA>(p, r, 8.333_452e-3);
+    p = multiply_add::<FMA>(p, r, 4.166_579_6e-2);
+    p = multiply_add::<FMA>(p, r, 1.666_666_5e-1);
+    p = multiply_add::<FMA>(p, r, 0.5);
+    p = multiply_add::<FMA>(p, r, 1.0);
+    p = multiply_add::<FMA>(p, r, 1.0);
+    // 2^whole in two factors: `whole` reaches 128, which one exponent field cannot hold.
+    let n = shifted.to_bits() as i32 - ROUND.to_bits() as i32;
+    let half = n >> 1;
+    let first = f32::from_bits(((half + 127) << 23) as u32);
+    let second = f32::from_bits(((n - half + 127) << 23) as u32);
+    let value = p * first * second;
+    let value = if x > 88.72 { f32::INFINITY } else { value };
+    let value = if x < -87.33 { 0.0 } else { value };
+    if x.is_nan() { x } else { value }
+}
+
+/// `tanh x`. Relative error below 1e-6.
+#[inline(always)]
+pub(crate) fn tanh<const FMA: bool>(x: f32) -> f32 {
+    let a = x.abs();
+    // Large: 1 - 2 / (e^2a + 1). Small: odd Taylor-like polynomial, free of cancellation.
+    let large = 1.0 - 2.0 / (exp::<FMA>(2.0 * a.min(20.0)) + 1.0);
+    let s = x * x;
+    let mut p = -5.704_989e-3;
+    p = multiply_add::<FMA>(p, s, 2.063_908_6e-2);
+    p = multiply_add::<FMA>(p, s, -5.373_971_6e-2);
+    p = multiply_add::<FMA>(p, s, 1.333_144_2e-1);
+    p = multiply_add::<FMA>(p, s, -3.333_328e-1);
+    let small = multiply_add::<FMA>(p * s, x, x);
+    let value = if a < 0.625 { small } else { large.copysign(x) };
+    if x.is_nan() { x } else { value }
+}
+
+/// `1 / (1 + e⁻ˣ)`.
+#[inline(always)]
+pub(crate) fn sigmoid<const FMA: bool>(x: f32) -> f32 {
+    1.0 / (1.0 + exp::<FMA>(-x))
+}
+
+/// `erfc(a)·e^(a²)` for `a >= 0`, so that the tails keep their relative accuracy.
+#[inline(always)]
+fn scaled_complement<const FMA: bool>(a: f32) -> f32 {
+    // Chebyshev fit in t = 1 / (1 + a/2), Numerical Recipes' form re-derived as erfc(a) = t·exp(-a² + q(t)).
+    let t = 1.0 / multiply_add::<FMA>(0.5, a, 1.0);
+    let mut q = 0.170_872_77;
+    q = multiply_add::<FMA>(q, t, -0.822_152_23);
+    q = multiply_add::<FMA>(q, t, 1.488_515_87);
+    q = multiply_add::<FMA>(q, t, -1.135_203_98);
+    q = multiply_add::<FMA>(q, t, 0.278_868_07);
+    q = multiply_add::<FMA>(q, t, -0.186_288_06);
+    q = multiply_add::<FMA>(q, t, 0.096_784_18);
+    q = multiply_add::<FMA>(q, t, 0.374_091_96);
+    q = multiply_add::<FMA>(q, t, 1.000_023_68);
+    q = multiply_add::<FMA>(q, t, -1.265_512_23);
+    t * exp::<FMA>(q)
+}
+
+/// Error function.
+#[inline(always)]
+pub(crate) fn erf<const FMA: bool>(x: f32) -> f32 {
+    let a = x.abs();
+    let large = 1.0 - scaled_complement::<FMA>(a) * exp::<FMA>(-a * a);
+    // Maclaurin series, converged for |x| < 0.9.
+    let s = x * x;
+    let mut p = 1.128_379_2 / 9360.0;
+    p = multiply_add::<FMA>(p, -s, 1.128_379_2 / 1320.0);
+    p = multiply_add::<FMA>(p, -s, 1.128_379_2 / 216.0);
+    p = multiply_add::<FMA>(p, -s, 1.128_379_2 / 42.0);
+    p = multiply_add::<FMA>(p, -s, 1.128_379_2 / 10.0);
+    p = multiply_add::<FMA>(p, -s, 1.128_379_2 / 3.0);
+    p = multiply_add::<FMA>(p, -s, 1.128_379_2);
+    let small = p * x;
+    if a < 0.5 { small } else { large.copysign(x) }
+}
+
+/// `Φ(x) = (1 + erf(x/√2)) / 2`, accurate in the left tail too.
+#[inline(always)]
+pub(crate) fn normal_cdf<const FMA: bool>(x: f32) -> f32 {
+    let z = x * std::f32::consts::FRAC_1_SQRT_2;
+    let a = z.abs();
+    let tail = 0.5 * scaled_complement::<FMA>(a) * exp::<FMA>(-0.5 * x * x);
+    let outer = if x < 0.0 { tail } else { 1.0 - tail };
+    let inner = multiply_add::<FMA>(0.5, erf::<FMA>(z), 0.5);
+    if a < 0.5 { inner } else { outer }
+}
+
+/// Compiles one loop for each level and calls the best one.
+///
+/// `multiversion!(level, name::<FMA>(arguments))` with `#[inline(always)] fn name<const FMA: bool>(...)`.
+macro_rules! multiversion {
+    ($vis:vis fn $name:ident($($arg:ident : $ty:ty),* $(,)?) $(-> $ret:ty)? = $body:ident) => {
+        $vis fn $name(level: $crate::level::Level, $($arg: $ty),*) $(-> $ret)? {
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")]
+                fn avx512($($arg: $ty),*) $(-> $ret)? { $body::<true>($($arg),*) }
+                #[target_feature(enable = "avx2,fma")]
+                fn avx2($($arg: $ty),*) $(-> $ret)? { $body::<true>($($arg),*) }
+                match $crate::level::clamp(level) {
+                    $crate::level::Level::Avx512 | $crate::level::Level::Amx => {
+                        // SAFETY: `clamp` returns this level only where the processor reports these features.
+                        return unsafe { avx512($($arg),*) };
+                    }
+                    $crate::level::Level::Avx2 => {
+                        // SAFETY: as above.
+                        return unsafe { avx2($($arg),*) };
+                    }
+                    $crate::level::Level::Portable => {}
+                }
+            }
+            let _ = level;
+            $body::<false>($($arg),*)
+        }
+    };
+}
+pub(crate) use multiversion;

@@ -1,0 +1,65 @@
+//! Shared bytes that any owner can back: a vector, a memory map.
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::QuantError;
+
+/// Anything that owns bytes for as long as it lives.
+pub type Owner = Arc<dyn AsRef<[u8]> + Send + Sync>;
+
+/// A range of the bytes of a shared owner. Clones share the owner.
+#[derive(Clone)]
+pub struct Bytes {
+    owner: Owner,
+    start: usize,
+    len: usize,
+}
+
+impl Bytes {
+    /// Takes a vector.
+    pub fn from_vec(data: Vec<u8>) -> Self {
+        let len = data.len();
+        Self {
+            owner: Arc::new(data),
+            start: 0,
+            len,
+        }
+    }
+
+    /// The bytes `range` of `owner`, which may be a memory map.
+    pub fn slice(
+        owner: Arc<dyn AsRef<[u8]> + Send + Sync>,
+        range: Range<usize>,
+    ) -> Result<Self, QuantError> {
+        let len = (*owner).as_ref().len();
+        if range.start > range.end || range.end > len {
+            return Err(QuantError::Range {
+                start: range.start,
+                end: range.end,
+                len,
+            });
+        }
+        Ok(Self {
+            owner,
+            start: range.start,
+            len: range.end - range.start,
+        })
+    }
+
+    /// The bytes.
+    pub fn as_slice(&self) -> &[u8] {
+        // An owner that shrinks breaks its own contract; it then yields no bytes rather than foreign ones.
+        (*self.owner)
+            .as_ref()
+            .get(self.start..self.start + self.len)
+            .unwrap_or(&[])
+    }
+}
+
+impl fmt::Debug for Bytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Bytes({} bytes)", self.len)
+    }
+}

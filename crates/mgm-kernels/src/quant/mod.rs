@@ -1,0 +1,277 @@
+//! GGML quantised weights: block formats, dequantisation, quantisation, and products straight from the blocks.
+
+mod blocks;
+mod bytes;
+mod gemm;
+mod k_quants;
+mod quantize;
+
+pub use bytes::{Bytes, Owner};
+pub use gemm::{quant_gemm, quant_gemm_at};
+
+use rayon::prelude::*;
+
+/// A GGML block format. Layouts are those of GGUF files.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[allow(non_camel_case_types)]
+pub enum QuantType {
+    /// 32 × int8, f16 scale.
+    Q8_0,
+    /// 32 × 4 bit, f16 scale, offset -8.
+    Q4_0,
+    /// 32 × 4 bit, f16 scale and minimum.
+    Q4_1,
+    /// 32 × 5 bit, f16 scale, offset -16.
+    Q5_0,
+    /// 32 × 5 bit, f16 scale and minimum.
+    Q5_1,
+    /// 256 × 4 bit in 8 sub-blocks with 6-bit scales and minima.
+    Q4K,
+    /// 256 × 5 bit in 8 sub-blocks with 6-bit scales and minima.
+    Q5K,
+    /// 256 × 6 bit in 16 sub-blocks with 8-bit scales.
+    Q6K,
+}
+
+impl QuantType {
+    /// All formats.
+    pub const ALL: [Self; 8] = [
+        Self::Q8_0,
+        Self::Q4_0,
+        Self::Q4_1,
+        Self::Q5_0,
+        Self::Q5_1,
+        Self::Q4K,
+        Self::Q5K,
+        Self::Q6K,
+    ];
+
+    /// Values in one block.
+    pub fn block_len(self) -> usize {
+        match self {
+            Self::Q8_0 | Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 => 32,
+            Self::Q4K | Self::Q5K | Self::Q6K => 256,
+        }
+    }
+
+    /// Bytes of one block.
+    pub fn block_bytes(self) -> usize {
+        match self {
+            Self::Q8_0 => 34,
+            Self::Q4_0 => 18,
+            Self::Q4_1 => 20,
+            Self::Q5_0 => 22,
+            Self::Q5_1 => 24,
+            Self::Q4K => 144,
+            Self::Q5K => 176,
+            Self::Q6K => 210,
+        }
+    }
+
+    /// The format with this `ggml_type` number, if it is one of ours.
+    pub fn from_ggml(id: u32) -> Option<Self> {
+        Self::ALL.into_iter().find(|t| t.to_ggml() == id)
+    }
+
+    /// The `ggml_type` number used in GGUF files.
+    pub fn to_ggml(self) -> u32 {
+        match self {
+            Self::Q4_0 => 2,
+            Self::Q4_1 => 3,
+            Self::Q5_0 => 6,
+            Self::Q5_1 => 7,
+            Self::Q8_0 => 8,
+            Self::Q4K => 12,
+            Self::Q5K => 13,
+            Self::Q6K => 14,
+        }
+    }
+
+    /// The name used by ggml tools, such as `Q4_K`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Q8_0 => "Q8_0",
+            Self::Q4_0 => "Q4_0",
+            Self::Q4_1 => "Q4_1",
+            Self::Q5_0 => "Q5_0",
+            Self::Q5_1 => "Q5_1",
+            Self::Q4K => "Q4_K",
+            Self::Q5K => "Q5_K",
+            Self::Q6K => "Q6_K",
+        }
+    }
+}
+
+/// Why quantised data were refused.
+#[derive(Debug, thiserror::Error, Clone, PartialEq, Eq)]
+pub enum QuantError {
+    /// A row is not a whole number of blocks.
+    #[error("{name}: rows must be a multiple of {block_len} values, found {k}", name = .quant_type.name(), block_len = .quant_type.block_len())]
+    RowLength {
+        /// The format.
+        quant_type: QuantType,
+        /// Values in a row.
+        k: usize,
+    },
+    /// The buffer does not hold exactly the blocks of the matrix.
+    #[error("{name} [{n}, {k}]: expected {expected} bytes, found {found}", name = .quant_type.name())]
+    DataLength {
+        /// The format.
+        quant_type: QuantType,
+        /// Rows.
+        n: usize,
+        /// Values in a row.
+        k: usize,
+        /// Bytes that the shape needs.
+        expected: u128,
+        /// Bytes given.
+        found: usize,
+    },
+    /// A byte range reaches outside its buffer.
+    #[error("byte range {start}..{end} reaches outside a buffer of {len} bytes")]
+    Range {
+        /// First byte.
+        start: usize,
+        /// Byte after the last.
+        end: usize,
+        /// Bytes of the buffer.
+        len: usize,
+    },
+}
+
+/// Dequantises whole blocks into `out`.
+///
+/// # Panics
+/// When `data` is not exactly the blocks of `out.len()` values.
+pub fn dequantize(t: QuantType, data: &[u8], out: &mut [f32]) {
+    let blocks = out.len() / t.block_len();
+    assert!(
+        out.len() % t.block_len() == 0 && data.len() == blocks * t.block_bytes(),
+        "dequantize {}: {} bytes do not hold {} values",
+        t.name(),
+        data.len(),
+        out.len()
+    );
+    blocks::dequantize(t, data, out);
+}
+
+/// Quantises values. `Q8_0`, `Q4_0`, `Q4_1`, `Q5_0` and `Q5_1` give ggml's reference bytes; the K formats search for
+/// scales in ggml's manner (without an importance matrix).
+///
+/// # Panics
+/// When the number of values is not a multiple of [`QuantType::block_len`].
+pub fn quantize(t: QuantType, values: &[f32]) -> Vec<u8> {
+    assert!(
+        values.len() % t.block_len() == 0,
+        "quantize {}: {} values are not whole blocks of {}",
+        t.name(),
+        values.len(),
+        t.block_len()
+    );
+    let mut out = vec![0u8; values.len() / t.block_len() * t.block_bytes()];
+    values
+        .par_chunks_exact(t.block_len())
+        .zip(out.par_chunks_exact_mut(t.block_bytes()))
+        .with_min_len(64)
+        .for_each(|(values, block)| quantize::block(t, values, block));
+    out
+}
+
+/// A quantised weight `W [n, k]`, rows of whole blocks, read in place. Cheap to clone and to share.
+#[derive(Clone, Debug)]
+pub struct QuantWeight {
+    quant_type: QuantType,
+    n: usize,
+    k: usize,
+    data: Bytes,
+}
+
+impl QuantWeight {
+    /// Checks that `data` holds exactly `n` rows of `k` values.
+    pub fn new(quant_type: QuantType, n: usize, k: usize, data: Bytes) -> Result<Self, QuantError> {
+        if k % quant_type.block_len() != 0 {
+            return Err(QuantError::RowLength { quant_type, k });
+        }
+        let row_blocks = (k / quant_type.block_len()) as u128;
+        // Cannot overflow: each factor is below 2⁶⁴ and the last below 2⁸, so the checked product decides.
+        let expected = (n as u128)
+            .checked_mul(row_blocks * quant_type.block_bytes() as u128)
+            .unwrap_or(u128::MAX);
+        let found = data.as_slice().len();
+        if expected != found as u128 {
+            return Err(QuantError::DataLength {
+                quant_type,
+                n,
+                k,
+                expected,
+                found,
+            });
+        }
+        Ok(Self {
+            quant_type,
+            n,
+            k,
+            data,
+        })
+    }
+
+    /// Output features.
+    pub fn n(&self) -> usize {
+        self.n
+    }
+
+    /// Input features.
+    pub fn k(&self) -> usize {
+        self.k
+    }
+
+    /// Block format.
+    pub fn quant_type(&self) -> QuantType {
+        self.quant_type
+    }
+
+    /// The blocks, row after row.
+    pub fn data(&self) -> &[u8] {
+        self.data.as_slice()
+    }
+
+    fn row_bytes(&self) -> usize {
+        self.k / self.quant_type.block_len() * self.quant_type.block_bytes()
+    }
+
+    /// Blocks of row `i`.
+    fn row(&self, i: usize) -> &[u8] {
+        assert!(i < self.n, "QuantWeight: row {i} of {}", self.n);
+        let bytes = self.row_bytes();
+        &self.data()[i * bytes..][..bytes]
+    }
+
+    /// Dequantises row `i` into `out` (`k` values).
+    ///
+    /// # Panics
+    /// When `i` is not a row or `out` has the wrong length.
+    pub fn dequantize_row(&self, i: usize, out: &mut [f32]) {
+        assert_eq!(
+            out.len(),
+            self.k,
+            "QuantWeight::dequantize_row: output length"
+        );
+        blocks::dequantize(self.quant_type, self.row(i), out);
+    }
+
+    /// The whole matrix as row-major `f32` `[n, k]`.
+    pub fn dequantize_all(&self) -> Vec<f32> {
+        let mut out = vec![0.0f32; self.n * self.k];
+        if !out.is_empty() {
+            out.par_chunks_exact_mut(self.k)
+                .enumerate()
+                .for_each(|(i, row)| self.dequantize_row(i, row));
+        }
+        out
+    }
+
+    /// Packs the weight for [`crate::gemm::gemm`], for instance to take its transpose for input gradients.
+    pub fn to_packed(&self, t: crate::gemm::WeightType) -> crate::gemm::PackedWeight {
+        crate::gemm::PackedWeight::fill(self.n, self.k, t, |i, row| self.dequantize_row(i, row))
+    }
+}
