@@ -1,0 +1,137 @@
+//! Every decoder family against Hugging Face: prompts without, with one and with two pictures; whole and through the cache.
+
+mod common;
+
+use common::*;
+use mini_gemini::{Family, ModelConfig};
+
+fn check_family(family: &str) {
+    let model = load(family, &[]);
+    let expected = read(&format!("{family}/expected.safetensors"));
+    let tokens = visual_tokens(&model, pictures("base").into_iter().take(2).collect(), 1);
+    check_prompt(&model, &expected, "text", &[]);
+    check_prompt(&model, &expected, "one", &tokens[..1]);
+    check_prompt(&model, &expected, "two", &tokens);
+}
+
+#[test]
+fn gemma() {
+    check_family("gemma");
+}
+
+#[test]
+fn llama() {
+    check_family("llama");
+}
+
+#[test]
+fn llama3() {
+    check_family("llama3");
+}
+
+#[test]
+fn mistral() {
+    check_family("mistral");
+}
+
+#[test]
+fn mixtral() {
+    check_family("mixtral");
+}
+
+#[test]
+fn qwen2() {
+    check_family("qwen2");
+}
+
+#[test]
+fn families_are_recognised_by_architecture() {
+    let wanted = [Family::Gemma, Family::Llama, Family::Llama, Family::Mistral, Family::Mixtral, Family::Qwen2];
+    for (name, family) in FAMILIES.iter().zip(wanted) {
+        let config = ModelConfig::read(&fixture(name).join("config.json")).unwrap();
+        assert_eq!(config.family(), family, "{name}");
+    }
+}
+
+/// Sequences of unequal length in one pass do not see each other, whole or through their caches.
+#[test]
+fn sequences_together_equal_sequences_alone() {
+    for family in ["gemma", "mixtral"] {
+        let model = load(family, &[]);
+        let expected = read(&format!("{family}/expected.safetensors"));
+        let tokens = visual_tokens(&model, pictures("base").into_iter().take(2).collect(), 1);
+        let prompts = [("two", &tokens[..]), ("text", &[]), ("one", &tokens[..1])];
+        let spliced: Vec<_> = prompts
+            .iter()
+            .map(|(name, images)| {
+                let ids = integers(get(&expected, &format!("{name}.ids")));
+                model.splice(&ids, images).unwrap()
+            })
+            .collect();
+        let together = logits(&model, &spliced);
+        let (greedy, steps) = greedy_cached(&model, &spliced, 32);
+        let mut start = 0;
+        for (index, (name, _)) in prompts.iter().enumerate() {
+            let reference = get(&expected, &format!("{name}.logits"));
+            let rows = reference.dim(0).unwrap();
+            let own = together.narrow(0, start, rows).unwrap();
+            assert_close(&format!("{family} {name}: logits"), &own, reference, TOLERANCE);
+            start += rows;
+            let wanted = integers(get(&expected, &format!("{name}.greedy")));
+            assert_eq!(greedy[index], wanted, "{family} {name}: greedy tokens");
+            let reference = get(&expected, &format!("{name}.step_logits"));
+            assert_close(&format!("{family} {name}: steps"), &steps[index], reference, TOLERANCE);
+        }
+    }
+}
+
+/// A prompt read in pieces through the cache, and a cache cut back and continued, give the same logits.
+#[test]
+fn cache_in_pieces_and_cut_back() {
+    use mini_gemini::decoder::Context;
+    let model = load("llama3", &[]);
+    let decoder = model.decoder();
+    let expected = read("llama3/expected.safetensors");
+    let tokens = visual_tokens(&model, pictures("base").into_iter().take(1).collect(), 1);
+    let ids = integers(get(&expected, "one.ids"));
+    let rows = model.splice(&ids, &tokens).unwrap();
+    let count = rows.dim(0).unwrap();
+    let mut cache = decoder.new_cache();
+    let mut read_rows = |cache: &mut mini_gemini::decoder::KvCache, from: usize, to: usize| {
+        let piece = rows.narrow(0, from, to - from).unwrap();
+        let hidden =
+            decoder.hidden(&piece, &mut Context::Cached(&mut [(cache, to - from)])).unwrap();
+        decoder.logits(&hidden.narrow(0, to - from - 1, 1).unwrap()).unwrap()
+    };
+    read_rows(&mut cache, 0, 7);
+    read_rows(&mut cache, 7, 8);
+    // Something else entirely, forgotten again.
+    read_rows(&mut cache, 0, 30);
+    assert_eq!(cache.len(), 38);
+    cache.truncate(8);
+    read_rows(&mut cache, 8, 41);
+    let last = read_rows(&mut cache, 41, count);
+    assert_eq!(cache.len(), count);
+    let reference = get(&expected, "one.logits").narrow(0, count - 1, 1).unwrap();
+    assert_close("last logits", &last, &reference, TOLERANCE);
+}
+
+/// The erf form of Gemma's activation (transformers 4.38) is another function than the default, not far from it.
+#[test]
+fn gemma_numerics_switch() {
+    let directory = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("gemma-erf");
+    std::fs::create_dir_all(&directory).unwrap();
+    for file in ["model.safetensors", "tokenizer.model", "tokenizer_config.json"] {
+        std::fs::copy(fixture("gemma").join(file), directory.join(file)).unwrap();
+    }
+    let text = std::fs::read_to_string(fixture("gemma/config.json")).unwrap();
+    let text = text.replacen('{', "{ \"gemma_numerics\": \"erf\",", 1);
+    std::fs::write(directory.join("config.json"), text).unwrap();
+    let model = load_directory(&directory, policy(&[], None));
+    let expected = read("gemma/expected.safetensors");
+    let ids = integers(get(&expected, "text.ids"));
+    let spliced = model.splice(&ids, &[]).unwrap();
+    let found = logits(&model, &[spliced]);
+    let error = relative_error(&floats(&found), &floats(get(&expected, "text.logits")));
+    assert!(error > TOLERANCE && error < 2e-2, "erf and tanh differ by {error}");
+}
