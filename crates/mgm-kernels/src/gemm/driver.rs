@@ -15,6 +15,9 @@ const K_BLOCK: usize = 2048;
 /// Rows of one task; with a k block of packed rows it stays in the second-level cache.
 const TASK_ROWS: usize = 192;
 
+/// Up to this many rows a general product reads `b` where it lies.
+const DIRECT_ROWS: usize = 32;
+
 /// `B` operand: panels, `panel_stride` bytes apart, with rows of `ldb` 4-byte units.
 struct Panels<'a> {
     data: &'a [u8],
@@ -71,6 +74,28 @@ pub(crate) fn general(
         ..Epilogue::default()
     };
     let family = kernel::family(level, WeightType::F32);
+    // Few rows read each value of `b` few times: packing it would cost more than strided reads.
+    if !trans_b && m <= DIRECT_ROWS {
+        let panels = Panels {
+            data: bytemuck::cast_slice(b),
+            panel_stride: PANEL * 4,
+            ldb: n,
+        };
+        run(
+            level,
+            family,
+            m,
+            n,
+            k,
+            a,
+            row_stride,
+            column_stride,
+            &panels,
+            c,
+            &epilogue,
+        );
+        return;
+    }
     let packed = if trans_b {
         PackedWeight::pack(n, k, b, WeightType::F32)
     } else {
@@ -140,6 +165,7 @@ fn run(
     with_scratch(m * row_bytes, |scratch| {
         let packed = &mut scratch.cast_mut::<u8>()[..m * row_bytes];
         pack_rows(
+            level,
             family.format,
             blocks,
             m,
@@ -156,6 +182,7 @@ fn run(
 }
 
 fn pack_rows(
+    level: Level,
     format: RowFormat,
     blocks: RowBlocks,
     m: usize,
@@ -179,7 +206,16 @@ fn pack_rows(
     }
     let pack = |(index, rows, part): (usize, usize, &mut [u8])| {
         let source = &x[blocks.start(index) * row_stride..];
-        pack_block(format, rows, k, source, row_stride, column_stride, part);
+        pack_block(
+            level,
+            format,
+            rows,
+            k,
+            source,
+            row_stride,
+            column_stride,
+            part,
+        );
     };
     if m * k < 1 << 14 {
         parts.into_iter().for_each(pack);

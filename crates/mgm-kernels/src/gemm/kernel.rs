@@ -2,7 +2,9 @@
 
 use super::pack::WeightType;
 use super::portable;
-use crate::level::{self, Level};
+#[cfg(target_arch = "x86_64")]
+use crate::level;
+use crate::level::Level;
 
 /// Arguments of one microkernel call: `rows` (the kernel's own) × up to 32 columns, `steps` steps along k.
 ///
@@ -48,7 +50,41 @@ pub(crate) struct Family {
 
 /// The family for a weight type at a level that the machine has.
 pub(crate) fn family(level: Level, weight_type: WeightType) -> Family {
-    let _ = (level, level::has_avx512_bf16());
+    #[cfg(target_arch = "x86_64")]
+    match (level, weight_type) {
+        (Level::Avx512 | Level::Amx, WeightType::F32) => {
+            return Family {
+                kernels: &super::avx512::F32,
+                format: RowFormat::F32,
+            };
+        }
+        (Level::Avx512 | Level::Amx, WeightType::Bf16) if level::has_avx512_bf16() => {
+            return Family {
+                kernels: &super::avx512::BF16,
+                format: RowFormat::Bf16Pairs,
+            };
+        }
+        (Level::Avx512 | Level::Amx, WeightType::Bf16) => {
+            return Family {
+                kernels: &super::avx512::WIDEN,
+                format: RowFormat::F32Pairs,
+            };
+        }
+        (Level::Avx2, WeightType::F32) => {
+            return Family {
+                kernels: &super::avx2::F32,
+                format: RowFormat::F32,
+            };
+        }
+        (Level::Avx2, WeightType::Bf16) => {
+            return Family {
+                kernels: &super::avx2::WIDEN,
+                format: RowFormat::F32Pairs,
+            };
+        }
+        (Level::Portable, _) => {}
+    }
+    let _ = level;
     match weight_type {
         WeightType::F32 => Family {
             kernels: &portable::F32,

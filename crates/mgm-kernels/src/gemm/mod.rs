@@ -1,5 +1,9 @@
 //! Matrix products: packed weights times rows, and general `f32` products.
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 mod driver;
 mod kernel;
 mod pack;

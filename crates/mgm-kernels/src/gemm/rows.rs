@@ -2,6 +2,7 @@
 
 use super::kernel::RowFormat;
 use crate::elementwise::bf16_bits;
+use crate::level::Level;
 
 /// Splits `rows` rows into blocks of nearly equal size of at most `max_rows`: block `i` of the result is `start(i)..start(i+1)`.
 #[derive(Clone, Copy)]
@@ -39,8 +40,9 @@ pub(crate) fn row_bytes(format: RowFormat, k: usize) -> usize {
 }
 
 /// Packs `rows` rows whose element (i, p) is `source[i · row_stride + p · column_stride]` into `out`
-/// (`rows · row_bytes`).
+/// (`rows · row_bytes`). One of the strides is 1.
 pub(crate) fn pack_block(
+    level: Level,
     format: RowFormat,
     rows: usize,
     k: usize,
@@ -49,23 +51,56 @@ pub(crate) fn pack_block(
     column_stride: usize,
     out: &mut [u8],
 ) {
-    let value = |i: usize, p: usize| {
-        if p < k {
-            source[i * row_stride + p * column_stride]
-        } else {
-            0.0
+    #[cfg(target_arch = "x86_64")]
+    if level >= Level::Avx512 && column_stride == 1 && rows <= 16 {
+        match format {
+            RowFormat::F32 | RowFormat::F32Pairs => {
+                let out: &mut [f32] = bytemuck::cast_slice_mut(out);
+                // SAFETY: the machine has this level.
+                unsafe { super::avx512::pack_f32(rows, k, source, row_stride, out) };
+                out[rows * k..].fill(0.0);
+                return;
+            }
+            RowFormat::Bf16Pairs if crate::level::has_avx512_bf16() => {
+                // SAFETY: the machine has this level and BF16.
+                unsafe {
+                    super::avx512::pack_bf16(
+                        rows,
+                        k,
+                        source,
+                        row_stride,
+                        bytemuck::cast_slice_mut(out),
+                    )
+                };
+                return;
+            }
+            RowFormat::Bf16Pairs => {}
         }
-    };
+    }
+    let _ = level;
     match format {
         RowFormat::F32 | RowFormat::F32Pairs => {
             let out: &mut [f32] = bytemuck::cast_slice_mut(out);
             for (p, group) in out.chunks_exact_mut(rows).enumerate() {
-                for (i, o) in group.iter_mut().enumerate() {
-                    *o = value(i, p);
+                if p >= k {
+                    group.fill(0.0);
+                } else if row_stride == 1 {
+                    group.copy_from_slice(&source[p * column_stride..][..rows]);
+                } else {
+                    for (i, o) in group.iter_mut().enumerate() {
+                        *o = source[i * row_stride + p * column_stride];
+                    }
                 }
             }
         }
         RowFormat::Bf16Pairs => {
+            let value = |i: usize, p: usize| {
+                if p < k {
+                    source[i * row_stride + p * column_stride]
+                } else {
+                    0.0
+                }
+            };
             let out: &mut [u32] = bytemuck::cast_slice_mut(out);
             for (p, group) in out.chunks_exact_mut(rows).enumerate() {
                 for (i, o) in group.iter_mut().enumerate() {

@@ -1,0 +1,374 @@
+//! AVX-512 microkernels: up to 14 rows × 2 vectors, 28 accumulators.
+
+use std::arch::x86_64::*;
+
+use super::kernel::{MicroArguments, MicroKernel};
+use super::pack::PANEL;
+
+/// Bytes ahead of the panel being read that are prefetched, for weights that come from memory.
+const PREFETCH: usize = 2048;
+
+/// Masks of the two column vectors.
+#[target_feature(enable = "avx512f")]
+fn masks(columns: usize) -> [__mmask16; 2] {
+    let mask = |count: usize| ((1u32 << count.min(16)) - 1) as __mmask16;
+    [mask(columns), mask(columns.saturating_sub(16))]
+}
+
+/// Adds the split accumulators, bias and previous values and stores the tile.
+///
+/// # Safety
+/// See [`MicroArguments`].
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn store<const ROWS: usize, const VECTORS: usize, const SPLIT: usize>(
+    arguments: &MicroArguments,
+    sums: &[[[__m512; VECTORS]; ROWS]; SPLIT],
+) {
+    let masks = masks(arguments.columns);
+    for v in 0..VECTORS {
+        let bias = if arguments.bias.is_null() {
+            _mm512_setzero_ps()
+        } else {
+            // SAFETY: `bias` has `columns` elements; the mask covers no more.
+            unsafe { _mm512_maskz_loadu_ps(masks[v], arguments.bias.wrapping_add(16 * v)) }
+        };
+        for i in 0..ROWS {
+            let mut sum = sums[0][i][v];
+            for part in &sums[1..] {
+                sum = _mm512_add_ps(sum, part[i][v]);
+            }
+            sum = _mm512_add_ps(sum, bias);
+            let c = arguments.c.wrapping_add(i * arguments.ldc + 16 * v);
+            // SAFETY: `c` has `columns` writable elements in each of ROWS rows; the mask covers no more.
+            unsafe {
+                if arguments.add {
+                    sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(masks[v], c));
+                }
+                _mm512_mask_storeu_ps(c, masks[v], sum);
+            }
+        }
+    }
+}
+
+/// # Safety
+/// See [`MicroArguments`].
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn f32_tile<const ROWS: usize, const VECTORS: usize, const SPLIT: usize>(
+    arguments: &MicroArguments,
+) {
+    let masks = masks(arguments.columns);
+    let mut sums = [[[_mm512_setzero_ps(); VECTORS]; ROWS]; SPLIT];
+    let mut a = arguments.a.cast::<f32>();
+    let mut b = arguments.b.cast::<f32>();
+    let mut step = |sums: &mut [[__m512; VECTORS]; ROWS]| {
+        // SAFETY: `b` has `columns` values (masked), `a` has ROWS values at each step. The prefetch may go anywhere.
+        unsafe {
+            _mm_prefetch::<_MM_HINT_T0>(b.wrapping_byte_add(PREFETCH).cast());
+            if VECTORS == 2 {
+                _mm_prefetch::<_MM_HINT_T0>(b.wrapping_byte_add(PREFETCH + 64).cast());
+            }
+            let w: [__m512; VECTORS] =
+                std::array::from_fn(|v| _mm512_maskz_loadu_ps(masks[v], b.wrapping_add(16 * v)));
+            for i in 0..ROWS {
+                let x = _mm512_set1_ps(*a.add(i));
+                for v in 0..VECTORS {
+                    sums[i][v] = _mm512_fmadd_ps(x, w[v], sums[i][v]);
+                }
+            }
+        }
+        a = a.wrapping_add(ROWS);
+        b = b.wrapping_add(arguments.ldb);
+    };
+    for _ in 0..arguments.steps / SPLIT {
+        for part in &mut sums {
+            step(part);
+        }
+    }
+    for part in sums.iter_mut().take(arguments.steps % SPLIT) {
+        step(part);
+    }
+    // SAFETY: passed on.
+    unsafe { store::<ROWS, VECTORS, SPLIT>(arguments, &sums) }
+}
+
+/// bf16 weights widened to `f32`.
+///
+/// # Safety
+/// See [`MicroArguments`].
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn widen_tile<const ROWS: usize, const VECTORS: usize>(arguments: &MicroArguments) {
+    let mut sums = [[[_mm512_setzero_ps(); VECTORS]; ROWS]; 1];
+    let mut a = arguments.a.cast::<f32>();
+    let mut b = arguments.b;
+    let high = _mm512_set1_epi32(0xffff_0000u32 as i32);
+    for _ in 0..arguments.steps {
+        for v in 0..VECTORS {
+            // SAFETY: a packed bf16 panel has 32 pairs at each step, `a` has 2·ROWS values.
+            unsafe {
+                let pairs = _mm512_loadu_si512(b.add(64 * v).cast());
+                let even = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(pairs));
+                let odd = _mm512_castsi512_ps(_mm512_and_si512(pairs, high));
+                for i in 0..ROWS {
+                    let sum = _mm512_fmadd_ps(_mm512_set1_ps(*a.add(i)), even, sums[0][i][v]);
+                    sums[0][i][v] = _mm512_fmadd_ps(_mm512_set1_ps(*a.add(ROWS + i)), odd, sum);
+                }
+            }
+        }
+        a = a.wrapping_add(2 * ROWS);
+        b = b.wrapping_add(4 * PANEL);
+    }
+    // SAFETY: passed on.
+    unsafe { store::<ROWS, VECTORS, 1>(arguments, &sums) }
+}
+
+/// bf16 pairs through `vdpbf16ps`.
+///
+/// # Safety
+/// See [`MicroArguments`].
+#[inline]
+#[target_feature(enable = "avx512f,avx512bf16")]
+unsafe fn bf16_tile<const ROWS: usize, const VECTORS: usize, const SPLIT: usize>(
+    arguments: &MicroArguments,
+) {
+    let mut sums = [[[_mm512_setzero_ps(); VECTORS]; ROWS]; SPLIT];
+    let mut a = arguments.a.cast::<i32>();
+    let mut b = arguments.b;
+    let mut step = |sums: &mut [[__m512; VECTORS]; ROWS]| {
+        // SAFETY: a packed bf16 panel has 32 pairs (128 bytes) at each step, `a` has ROWS pairs. The prefetch may go
+        // anywhere. `__m512bh` and `__m512i` are plain 512-bit vectors.
+        unsafe {
+            _mm_prefetch::<_MM_HINT_T0>(b.wrapping_add(PREFETCH).cast());
+            if VECTORS == 2 {
+                _mm_prefetch::<_MM_HINT_T0>(b.wrapping_add(PREFETCH + 64).cast());
+            }
+            let w: [__m512bh; VECTORS] = std::array::from_fn(|v| {
+                std::mem::transmute(_mm512_loadu_si512(b.add(64 * v).cast()))
+            });
+            for i in 0..ROWS {
+                let x: __m512bh = std::mem::transmute(_mm512_set1_epi32(*a.add(i)));
+                for v in 0..VECTORS {
+                    sums[i][v] = _mm512_dpbf16_ps(sums[i][v], w[v], x);
+                }
+            }
+        }
+        a = a.wrapping_add(ROWS);
+        b = b.wrapping_add(4 * PANEL);
+    };
+    for _ in 0..arguments.steps / SPLIT {
+        for part in &mut sums {
+            step(part);
+        }
+    }
+    for part in sums.iter_mut().take(arguments.steps % SPLIT) {
+        step(part);
+    }
+    // SAFETY: passed on.
+    unsafe { store::<ROWS, VECTORS, SPLIT>(arguments, &sums) }
+}
+
+/// # Safety
+/// See [`MicroArguments`]; needs AVX-512.
+#[target_feature(enable = "avx512f")]
+unsafe fn f32_rows<const ROWS: usize, const SPLIT: usize>(arguments: &MicroArguments) {
+    // SAFETY: passed on.
+    unsafe {
+        if arguments.columns > 16 {
+            f32_tile::<ROWS, 2, SPLIT>(arguments);
+        } else {
+            f32_tile::<ROWS, 1, SPLIT>(arguments);
+        }
+    }
+}
+
+/// # Safety
+/// See [`MicroArguments`]; needs AVX-512.
+#[target_feature(enable = "avx512f")]
+unsafe fn widen_rows<const ROWS: usize>(arguments: &MicroArguments) {
+    // SAFETY: passed on.
+    unsafe {
+        if arguments.columns > 16 {
+            widen_tile::<ROWS, 2>(arguments);
+        } else {
+            widen_tile::<ROWS, 1>(arguments);
+        }
+    }
+}
+
+/// # Safety
+/// See [`MicroArguments`]; needs AVX-512 BF16.
+#[target_feature(enable = "avx512f,avx512bf16")]
+unsafe fn bf16_rows<const ROWS: usize, const SPLIT: usize>(arguments: &MicroArguments) {
+    // SAFETY: passed on.
+    unsafe {
+        if arguments.columns > 16 {
+            bf16_tile::<ROWS, 2, SPLIT>(arguments);
+        } else {
+            bf16_tile::<ROWS, 1, SPLIT>(arguments);
+        }
+    }
+}
+
+/// `f32` microkernels for 1..=14 rows. Few rows split the sums along k, to hide the latency of the multiply-adds.
+pub(crate) static F32: [MicroKernel; 14] = [
+    f32_rows::<1, 4>,
+    f32_rows::<2, 4>,
+    f32_rows::<3, 2>,
+    f32_rows::<4, 2>,
+    f32_rows::<5, 1>,
+    f32_rows::<6, 1>,
+    f32_rows::<7, 1>,
+    f32_rows::<8, 1>,
+    f32_rows::<9, 1>,
+    f32_rows::<10, 1>,
+    f32_rows::<11, 1>,
+    f32_rows::<12, 1>,
+    f32_rows::<13, 1>,
+    f32_rows::<14, 1>,
+];
+
+/// bf16-weight microkernels for 1..=12 rows, for processors without BF16 products.
+pub(crate) static WIDEN: [MicroKernel; 12] = [
+    widen_rows::<1>,
+    widen_rows::<2>,
+    widen_rows::<3>,
+    widen_rows::<4>,
+    widen_rows::<5>,
+    widen_rows::<6>,
+    widen_rows::<7>,
+    widen_rows::<8>,
+    widen_rows::<9>,
+    widen_rows::<10>,
+    widen_rows::<11>,
+    widen_rows::<12>,
+];
+
+/// bf16 microkernels for 1..=14 rows.
+pub(crate) static BF16: [MicroKernel; 14] = [
+    bf16_rows::<1, 4>,
+    bf16_rows::<2, 4>,
+    bf16_rows::<3, 2>,
+    bf16_rows::<4, 2>,
+    bf16_rows::<5, 1>,
+    bf16_rows::<6, 1>,
+    bf16_rows::<7, 1>,
+    bf16_rows::<8, 1>,
+    bf16_rows::<9, 1>,
+    bf16_rows::<10, 1>,
+    bf16_rows::<11, 1>,
+    bf16_rows::<12, 1>,
+    bf16_rows::<13, 1>,
+    bf16_rows::<14, 1>,
+];
+
+/// Transposes a 16×16 block of 32-bit values.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn transpose(r: [__m512i; 16]) -> [__m512i; 16] {
+    let zero = _mm512_setzero_si512();
+    let (mut t, mut u, mut out) = ([zero; 16], [zero; 16], [zero; 16]);
+    for i in 0..8 {
+        t[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
+        t[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
+    }
+    // Now lane L of u[4g + j] holds column 4L + j of the rows 4g..4g + 4.
+    for g in 0..4 {
+        u[4 * g] = _mm512_unpacklo_epi64(t[4 * g], t[4 * g + 2]);
+        u[4 * g + 1] = _mm512_unpackhi_epi64(t[4 * g], t[4 * g + 2]);
+        u[4 * g + 2] = _mm512_unpacklo_epi64(t[4 * g + 1], t[4 * g + 3]);
+        u[4 * g + 3] = _mm512_unpackhi_epi64(t[4 * g + 1], t[4 * g + 3]);
+    }
+    for j in 0..4 {
+        let a = _mm512_shuffle_i32x4::<0x88>(u[j], u[4 + j]);
+        let b = _mm512_shuffle_i32x4::<0x88>(u[8 + j], u[12 + j]);
+        let c = _mm512_shuffle_i32x4::<0xdd>(u[j], u[4 + j]);
+        let d = _mm512_shuffle_i32x4::<0xdd>(u[8 + j], u[12 + j]);
+        out[j] = _mm512_shuffle_i32x4::<0x88>(a, b);
+        out[4 + j] = _mm512_shuffle_i32x4::<0x88>(c, d);
+        out[8 + j] = _mm512_shuffle_i32x4::<0xdd>(a, b);
+        out[12 + j] = _mm512_shuffle_i32x4::<0xdd>(c, d);
+    }
+    out
+}
+
+/// Stores the first `steps` of 16 transposed groups of `rows` values, one after the other.
+///
+/// # Safety
+/// `out` has room for `steps · rows` values.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn store_groups(groups: &[__m512i; 16], steps: usize, rows: usize, out: *mut i32) {
+    let mask = ((1u32 << rows) - 1) as __mmask16;
+    for (p, group) in groups.iter().enumerate().take(steps) {
+        // SAFETY: masked to `rows` values of group `p`.
+        unsafe { _mm512_mask_storeu_epi32(out.add(p * rows), mask, *group) };
+    }
+}
+
+/// Interleaves `rows` (1..=14) contiguous rows of `k` values as `f32`: `out [k][rows]`.
+#[target_feature(enable = "avx512f")]
+pub(crate) fn pack_f32(rows: usize, k: usize, source: &[f32], row_stride: usize, out: &mut [f32]) {
+    assert!(
+        (1..=16).contains(&rows)
+            && out.len() >= rows * k
+            && source.len() >= (rows - 1) * row_stride + k
+    );
+    for p in (0..k).step_by(16) {
+        let steps = (k - p).min(16);
+        let mask = ((1u32 << steps) - 1) as __mmask16;
+        let mut r = [_mm512_setzero_si512(); 16];
+        for (i, r) in r.iter_mut().enumerate().take(rows) {
+            // SAFETY: in bounds by the assertion, masked to the values left in the row.
+            *r = unsafe {
+                _mm512_maskz_loadu_epi32(mask, source.as_ptr().add(i * row_stride + p).cast())
+            };
+        }
+        // SAFETY: `out` holds `k · rows` values, of which these are `p·rows .. (p + steps)·rows`.
+        unsafe {
+            store_groups(
+                &transpose(r),
+                steps,
+                rows,
+                out.as_mut_ptr().add(p * rows).cast(),
+            )
+        };
+    }
+}
+
+/// Interleaves `rows` (1..=14) contiguous rows of `k` values as bf16 pairs: `out [k/2 rounded up][rows]`.
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+pub(crate) fn pack_bf16(rows: usize, k: usize, source: &[f32], row_stride: usize, out: &mut [u32]) {
+    let pairs = k.div_ceil(2);
+    assert!(
+        (1..=16).contains(&rows)
+            && out.len() >= rows * pairs
+            && source.len() >= (rows - 1) * row_stride + k
+    );
+    for p in (0..k).step_by(32) {
+        let values = (k - p).min(32);
+        let steps = values.div_ceil(2);
+        let low = ((1u64 << values.min(16)) - 1) as __mmask16;
+        let high = ((1u64 << values.saturating_sub(16)) - 1) as __mmask16;
+        let mut r = [_mm512_setzero_si512(); 16];
+        for (i, r) in r.iter_mut().enumerate().take(rows) {
+            let from = source.as_ptr().wrapping_add(i * row_stride + p);
+            // SAFETY: in bounds by the assertion, masked to the values left in the row. `__m512bh` is a plain vector.
+            *r = unsafe {
+                let first = _mm512_maskz_loadu_ps(low, from);
+                let second = _mm512_maskz_loadu_ps(high, from.wrapping_add(16));
+                std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(second, first))
+            };
+        }
+        // SAFETY: `out` holds `pairs · rows` values, of which these start at pair p/2.
+        unsafe {
+            store_groups(
+                &transpose(r),
+                steps,
+                rows,
+                out.as_mut_ptr().add(p / 2 * rows).cast(),
+            )
+        };
+    }
+}
