@@ -21,8 +21,17 @@ pub struct ModelAnswerer<'model> {
 impl<'model> ModelAnswerer<'model> {
     /// Asks `model`, which the report calls `subject`, for at most `max_new_tokens` tokens an answer.
     pub fn new(model: &'model MiniGemini, subject: String, max_new_tokens: usize) -> Self {
-        let options = GenerateOptions { temperature: 0.0, max_new_tokens, ..GenerateOptions::default() };
-        Self { session: model.session(), subject, options, last_picture: None }
+        let options = GenerateOptions {
+            temperature: 0.0,
+            max_new_tokens,
+            ..GenerateOptions::default()
+        };
+        Self {
+            session: model.session(),
+            subject,
+            options,
+            last_picture: None,
+        }
     }
 
     fn picture(&mut self, id: &str, path: &Path) -> Result<RgbImage, EvalError> {
@@ -30,7 +39,11 @@ impl<'model> ModelAnswerer<'model> {
             Some((known, picture)) if known == path => Ok(picture.clone()),
             _ => {
                 let picture = mgm_image::open(path, &Limits::default()).map_err(|source| {
-                    EvalError::Picture { id: id.into(), path: path.into(), source }
+                    EvalError::Picture {
+                        id: id.into(),
+                        path: path.into(),
+                        source,
+                    }
                 })?;
                 self.last_picture = Some((path.into(), picture.clone()));
                 Ok(picture)
@@ -56,12 +69,19 @@ impl Answerer for ModelAnswerer<'_> {
         };
         self.session.reset();
         let mut on_event = |_: mini_gemini::Event<'_>| {
-            if stop.load(Ordering::Relaxed) { Control::Stop } else { Control::Continue }
+            if stop.load(Ordering::Relaxed) {
+                Control::Stop
+            } else {
+                Control::Continue
+            }
         };
         let answer = self
             .session
             .ask(&record.question, pictures, &self.options, &mut on_event)
-            .map_err(|source| EvalError::Model { id: record.id.clone(), source })?;
+            .map_err(|source| EvalError::Model {
+                id: record.id.clone(),
+                source,
+            })?;
         Ok((answer.stop != StopReason::Interrupted).then_some(answer.text))
     }
 }

@@ -75,9 +75,14 @@ impl DataFile {
     /// # Errors
     /// When the file cannot be read, is not JSON of the expected shape, has no record, repeats an id, or a record accepts no answer.
     pub fn read(path: &Path, image_folder: Option<&Path>) -> Result<Self, EvalError> {
-        let bad = |message: String| EvalError::Data { path: path.into(), message };
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| EvalError::Io { path: path.into(), source })?;
+        let bad = |message: String| EvalError::Data {
+            path: path.into(),
+            message,
+        };
+        let text = std::fs::read_to_string(path).map_err(|source| EvalError::Io {
+            path: path.into(),
+            source,
+        })?;
         let records = parse(&text).map_err(bad)?;
         if records.is_empty() {
             return Err(bad("expected at least one record, found none".into()));
@@ -87,7 +92,11 @@ impl DataFile {
             if !seen.insert(record.id.as_str()) {
                 return Err(bad(format!("the id {:?} stands twice", record.id)));
             }
-            if record.answers.iter().all(|answer| crate::scoring::normalise(answer).is_empty()) {
+            if record
+                .answers
+                .iter()
+                .all(|answer| crate::scoring::normalise(answer).is_empty())
+            {
                 return Err(bad(format!("record {:?} accepts no answer", record.id)));
             }
         }
@@ -95,13 +104,24 @@ impl DataFile {
             Some(folder) => folder.to_path_buf(),
             None => path.parent().unwrap_or(Path::new("")).to_path_buf(),
         };
-        let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
-        Ok(Self { name, image_folder, records })
+        let name = path
+            .file_name()
+            .unwrap_or(path.as_os_str())
+            .to_string_lossy()
+            .into_owned();
+        Ok(Self {
+            name,
+            image_folder,
+            records,
+        })
     }
 
     /// Where the picture of a record is.
     pub fn picture(&self, record: &Record) -> Option<PathBuf> {
-        record.image.as_ref().map(|image| self.image_folder.join(image))
+        record
+            .image
+            .as_ref()
+            .map(|image| self.image_folder.join(image))
     }
 }
 
@@ -127,7 +147,11 @@ mod tests {
         let lines = "{\"id\":1,\"question\":\"q\",\"answers\":[\"a\"]}\n\n{\"id\":\"b\",\"image\":\"x.png\",\"question\":\"q\",\"answers\":[\"a\"],\"match\":\"contains\"}\n";
         let array = format!(
             "[{}]",
-            lines.lines().filter(|line| !line.is_empty()).collect::<Vec<_>>().join(",")
+            lines
+                .lines()
+                .filter(|line| !line.is_empty())
+                .collect::<Vec<_>>()
+                .join(",")
         );
         let records = parse(lines).unwrap();
         assert_eq!(records, parse(&array).unwrap());
@@ -139,9 +163,15 @@ mod tests {
 
     #[test]
     fn a_bad_line_is_named() {
-        let error = parse("{\"id\":1,\"question\":\"q\",\"answers\":[\"a\"]}\n{\"id\":2}").unwrap_err();
-        assert!(error.contains("line 2") && error.contains("question"), "{error}");
-        let error = parse("[{\"id\":1,\"question\":\"q\",\"answers\":[\"a\"],\"match\":\"loose\"}]").unwrap_err();
+        let error =
+            parse("{\"id\":1,\"question\":\"q\",\"answers\":[\"a\"]}\n{\"id\":2}").unwrap_err();
+        assert!(
+            error.contains("line 2") && error.contains("question"),
+            "{error}"
+        );
+        let error =
+            parse("[{\"id\":1,\"question\":\"q\",\"answers\":[\"a\"],\"match\":\"loose\"}]")
+                .unwrap_err();
         assert!(error.contains("loose"), "{error}");
     }
 }

@@ -85,7 +85,11 @@ impl fmt::Display for Report {
                 Some(accuracy) => format!("{:6.2} %", 100.0 * accuracy),
                 None => "     - %".into(),
             };
-            write!(f, "{:width$}  {accuracy}  {} of {} right", file.file, file.right, file.answered)?;
+            write!(
+                f,
+                "{:width$}  {accuracy}  {} of {} right",
+                file.file, file.right, file.answered
+            )?;
             if file.answered < file.records {
                 write!(f, " ({} not answered)", file.records - file.answered)?;
             }
@@ -111,10 +115,31 @@ mod tests {
             subject: "smol".into(),
             interrupted: true,
             files: vec![
-                FileReport::new("a.json".into(), 4, Tally { answered: 4, right: 3 }),
-                FileReport::new("longer.json".into(), 2, Tally { answered: 0, right: 0 }),
+                FileReport::new(
+                    "a.json".into(),
+                    4,
+                    Tally {
+                        answered: 4,
+                        right: 3,
+                    },
+                ),
+                FileReport::new(
+                    "longer.json".into(),
+                    2,
+                    Tally {
+                        answered: 0,
+                        right: 0,
+                    },
+                ),
             ],
-            total: FileReport::new("total".into(), 6, Tally { answered: 4, right: 3 }),
+            total: FileReport::new(
+                "total".into(),
+                6,
+                Tally {
+                    answered: 4,
+                    right: 3,
+                },
+            ),
             seconds: 1.0,
             answered_now: 4,
         };

@@ -4,16 +4,24 @@ use crate::records::{Match, Record};
 
 /// Trims white space, lower-cases, and strips a final period: the form in which answers are compared.
 pub fn normalise(answer: &str) -> String {
-    answer.trim().trim_end_matches('.').trim_end().to_lowercase()
+    answer
+        .trim()
+        .trim_end_matches('.')
+        .trim_end()
+        .to_lowercase()
 }
 
 /// Whether `answer` is right for `record`.
 pub fn is_right(record: &Record, answer: &str) -> bool {
     let answer = normalise(answer);
-    record.answers.iter().map(|accepted| normalise(accepted)).any(|accepted| match record.comparison {
-        Match::Exact => accepted == answer,
-        Match::Contains => contains_words(&answer, &accepted),
-    })
+    record
+        .answers
+        .iter()
+        .map(|accepted| normalise(accepted))
+        .any(|accepted| match record.comparison {
+            Match::Exact => accepted == answer,
+            Match::Contains => contains_words(&answer, &accepted),
+        })
 }
 
 /// Whether `needle` stands in `text` with no letter or digit touching it on either side, so that `cat` is not found in `category`.
@@ -56,7 +64,13 @@ mod tests {
     #[test]
     fn contains_wants_whole_words() {
         let record = record(&["cat", "hot dog"], Match::Contains);
-        for right in ["A cat.", "It is a Cat, sleeping", "cat", "one hot dog", "category: cat"] {
+        for right in [
+            "A cat.",
+            "It is a Cat, sleeping",
+            "cat",
+            "one hot dog",
+            "category: cat",
+        ] {
             assert!(is_right(&record, right), "{right:?}");
         }
         for wrong in ["category", "concat", "hotdog", "a dog", "", "cat5"] {

@@ -59,9 +59,14 @@ fn animals(folder: &Path) -> DataFile {
 #[test]
 fn scores_per_file_and_together() {
     let folder = folder("scores");
-    let words =
-        write(&folder.join("words.json"), serde_json::json!([{"id": 1, "question": "?", "answers": ["nothing"]}]));
-    let mut parrot = Parrot { asked: Vec::new(), stop_after: usize::MAX };
+    let words = write(
+        &folder.join("words.json"),
+        serde_json::json!([{"id": 1, "question": "?", "answers": ["nothing"]}]),
+    );
+    let mut parrot = Parrot {
+        asked: Vec::new(),
+        stop_after: usize::MAX,
+    };
     let mut steps = Vec::new();
     let report = run(
         &[animals(&folder), words],
@@ -84,9 +89,23 @@ fn an_interrupted_run_goes_on_where_it_stopped() {
     let folder = folder("resume");
     let data = [animals(&folder)];
     let answers = folder.join("answers.jsonl");
-    let options = RunOptions { answers: Some(answers.clone()), resume: true, ..RunOptions::default() };
-    let mut first = Parrot { asked: Vec::new(), stop_after: 1 };
-    let report = run(&data, &options, &mut first, &mut |_| {}, &AtomicBool::new(false)).unwrap();
+    let options = RunOptions {
+        answers: Some(answers.clone()),
+        resume: true,
+        ..RunOptions::default()
+    };
+    let mut first = Parrot {
+        asked: Vec::new(),
+        stop_after: 1,
+    };
+    let report = run(
+        &data,
+        &options,
+        &mut first,
+        &mut |_| {},
+        &AtomicBool::new(false),
+    )
+    .unwrap();
     assert!(report.interrupted);
     assert_eq!((report.total.answered, report.total.records), (1, 3));
 
@@ -95,15 +114,45 @@ fn an_interrupted_run_goes_on_where_it_stopped() {
     text.push_str("{\"file\":\"animals.json\",\"id\":\"2\",\"ans");
     std::fs::write(&answers, text).unwrap();
 
-    let mut second = Parrot { asked: Vec::new(), stop_after: usize::MAX };
-    let report = run(&data, &options, &mut second, &mut |_| {}, &AtomicBool::new(false)).unwrap();
+    let mut second = Parrot {
+        asked: Vec::new(),
+        stop_after: usize::MAX,
+    };
+    let report = run(
+        &data,
+        &options,
+        &mut second,
+        &mut |_| {},
+        &AtomicBool::new(false),
+    )
+    .unwrap();
     assert_eq!(second.asked, ["2", "3"]);
     assert!(!report.interrupted);
-    assert_eq!((report.total.right, report.total.answered, report.answered_now), (2, 3, 2));
-    assert_eq!(std::fs::read_to_string(&answers).unwrap().lines().count(), 3);
+    assert_eq!(
+        (
+            report.total.right,
+            report.total.answered,
+            report.answered_now
+        ),
+        (2, 3, 2)
+    );
+    assert_eq!(
+        std::fs::read_to_string(&answers).unwrap().lines().count(),
+        3
+    );
 
-    let mut third = Parrot { asked: Vec::new(), stop_after: usize::MAX };
-    let report = run(&data, &options, &mut third, &mut |_| {}, &AtomicBool::new(false)).unwrap();
+    let mut third = Parrot {
+        asked: Vec::new(),
+        stop_after: usize::MAX,
+    };
+    let report = run(
+        &data,
+        &options,
+        &mut third,
+        &mut |_| {},
+        &AtomicBool::new(false),
+    )
+    .unwrap();
     assert!(third.asked.is_empty());
     assert_eq!(report.total.right, 2);
     std::fs::remove_dir_all(folder).unwrap();
@@ -118,11 +167,27 @@ fn answers_of_another_model_are_refused() {
         "{\"file\":\"animals.json\",\"id\":\"1\",\"answer\":\"cat\",\"right\":true,\"subject\":\"owl\"}\n",
     )
     .unwrap();
-    let options = RunOptions { answers: Some(answers), resume: true, ..RunOptions::default() };
-    let mut parrot = Parrot { asked: Vec::new(), stop_after: usize::MAX };
-    let error =
-        run(&[animals(&folder)], &options, &mut parrot, &mut |_| {}, &AtomicBool::new(false)).unwrap_err();
-    assert!(error.to_string().contains("line 1") && error.to_string().contains("owl"), "{error}");
+    let options = RunOptions {
+        answers: Some(answers),
+        resume: true,
+        ..RunOptions::default()
+    };
+    let mut parrot = Parrot {
+        asked: Vec::new(),
+        stop_after: usize::MAX,
+    };
+    let error = run(
+        &[animals(&folder)],
+        &options,
+        &mut parrot,
+        &mut |_| {},
+        &AtomicBool::new(false),
+    )
+    .unwrap_err();
+    assert!(
+        error.to_string().contains("line 1") && error.to_string().contains("owl"),
+        "{error}"
+    );
     std::fs::remove_dir_all(folder).unwrap();
 }
 
@@ -133,15 +198,29 @@ fn bad_data_files_are_named() {
     for (text, expected) in [
         ("", "at least one record"),
         ("[]", "at least one record"),
-        ("[{\"id\":1,\"question\":\"q\",\"answers\":[]}]", "accepts no answer"),
-        ("[{\"id\":1,\"question\":\"q\",\"answers\":[\"a\"]},{\"id\":\"1\",\"question\":\"q\",\"answers\":[\"a\"]}]", "twice"),
+        (
+            "[{\"id\":1,\"question\":\"q\",\"answers\":[]}]",
+            "accepts no answer",
+        ),
+        (
+            "[{\"id\":1,\"question\":\"q\",\"answers\":[\"a\"]},{\"id\":\"1\",\"question\":\"q\",\"answers\":[\"a\"]}]",
+            "twice",
+        ),
         ("[{\"id\":1,\"query\":\"q\"}]", "query"),
         ("[{\"id\":1", "EOF"),
     ] {
         std::fs::write(&path, text).unwrap();
         let error = DataFile::read(&path, None).unwrap_err().to_string();
-        assert!(error.contains(expected) && error.contains("bad.json"), "{text}: {error}");
+        assert!(
+            error.contains(expected) && error.contains("bad.json"),
+            "{text}: {error}"
+        );
     }
-    assert!(DataFile::read(&folder.join("none.json"), None).unwrap_err().to_string().contains("none.json"));
+    assert!(
+        DataFile::read(&folder.join("none.json"), None)
+            .unwrap_err()
+            .to_string()
+            .contains("none.json")
+    );
     std::fs::remove_dir_all(folder).unwrap();
 }

@@ -37,6 +37,11 @@ impl Watch {
         &STOP
     }
 
+    /// Raises the flag from within.
+    pub(crate) fn raise(&self) {
+        STOP.store(true, Ordering::SeqCst);
+    }
+
     /// Whether Ctrl-C was pressed.
     pub(crate) fn stopped(&self) -> bool {
         STOP.load(Ordering::SeqCst)

@@ -1,0 +1,126 @@
+//! `mgm models`: what models there are and what they hold.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+use mgm_nn::WeightSource;
+use mini_gemini::{BUILT_IN_NAME, ModelConfig, ModelSource};
+
+use crate::cli::ModelsCommand;
+use crate::failure::Failure;
+use crate::stdout;
+
+/// Runs the command.
+pub(crate) fn run(command: ModelsCommand) -> Result<(), Failure> {
+    match command {
+        ModelsCommand::List => list(),
+        ModelsCommand::Inspect { path, tensors } => {
+            let mut text = String::new();
+            if path.is_file() {
+                describe_weights(&mut text, &path, tensors)?;
+            } else {
+                describe_model(&mut text, &path, tensors)?;
+            }
+            stdout::write(text)
+        }
+    }
+}
+
+fn list() -> Result<(), Failure> {
+    let directory = ModelSource::BuiltIn.directory()?;
+    let size = files(&directory)?.iter().map(|(_, size)| size).sum();
+    stdout::write(format!("{BUILT_IN_NAME}  {}  {}\n", megabytes(size), directory.display()))
+}
+
+fn describe_model(text: &mut String, path: &Path, tensors: bool) -> Result<(), Failure> {
+    let directory = ModelSource::parse(&path.to_string_lossy()).directory()?;
+    let config = ModelConfig::read(&directory.join("config.json"))?;
+    let mut line = |name: &str, value: String| {
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "{name:22} {value}");
+    };
+    line("directory", directory.display().to_string());
+    line("family", format!("{:?}", config.family()));
+    line(
+        "language model",
+        format!(
+            "{} layers, width {}, {} heads, vocabulary {}",
+            config.num_hidden_layers,
+            config.hidden_size,
+            config.num_attention_heads,
+            config.vocab_size
+        ),
+    );
+    line("context", format!("{} positions", config.context_limit()));
+    let none = || "none".to_string();
+    line("low-resolution tower", config.mm_vision_tower.clone().unwrap_or_else(none));
+    line("high-resolution tower", config.mm_vision_tower_aux.clone().unwrap_or_else(none));
+    if config.mm_vision_tower.is_some() {
+        line("projector", config.mm_projector_type.clone());
+    }
+    if let Some(lora) = &config.lora {
+        line("low-rank adapters", format!("rank {}, alpha {}", lora.rank, lora.alpha));
+    }
+    for (file, _) in files(&directory)? {
+        if is_weight_file(&file) {
+            text.push('\n');
+            describe_weights(text, &file, tensors)?;
+        }
+    }
+    Ok(())
+}
+
+/// Name, size, number of tensors and of parameters, number formats; on request every tensor.
+fn describe_weights(text: &mut String, path: &Path, list: bool) -> Result<(), Failure> {
+    let failure = |error: mgm_nn::Error| Failure::from_error(&error).about(&path.display().to_string());
+    let source = WeightSource::inspect(path).map_err(failure)?;
+    let size = path.metadata().map(|metadata| metadata.len()).unwrap_or(0);
+    let mut by_type: BTreeMap<String, usize> = BTreeMap::new();
+    let mut parameters = 0usize;
+    for tensor in &source {
+        *by_type.entry(tensor.dtype.clone()).or_default() += 1;
+        parameters += tensor.shape.iter().product::<usize>();
+    }
+    let types: Vec<String> = by_type.iter().map(|(name, count)| format!("{count} {name}")).collect();
+    let _ = writeln!(
+        text,
+        "{}  {}, {} tensors ({}), {parameters} parameters",
+        path.file_name().unwrap_or(path.as_os_str()).display(),
+        megabytes(size),
+        source.len(),
+        types.join(", ")
+    );
+    if list {
+        for tensor in &source {
+            let _ = writeln!(text, "  {} {} {:?}", tensor.name, tensor.dtype, tensor.shape);
+        }
+    }
+    Ok(())
+}
+
+fn is_weight_file(path: &Path) -> bool {
+    let kind = path.extension().and_then(|kind| kind.to_str()).unwrap_or_default();
+    ["safetensors", "gguf", "bin", "pth"].contains(&kind)
+}
+
+/// The files of a directory with their sizes in bytes, by name.
+fn files(directory: &Path) -> Result<Vec<(PathBuf, u64)>, Failure> {
+    let failure = |error: std::io::Error| Failure::failed(format!("{}: {error}", directory.display()));
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(directory).map_err(failure)? {
+        let path = entry.map_err(failure)?.path();
+        // Through links, as the loader sees them.
+        if let Ok(metadata) = path.metadata()
+            && metadata.is_file()
+        {
+            files.push((path, metadata.len()));
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+fn megabytes(bytes: u64) -> String {
+    format!("{:.1} MB", bytes as f64 / 1e6)
+}
