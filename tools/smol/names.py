@@ -15,8 +15,9 @@ PLURAL = set(
 
 def with_article(noun):
     """"cat" -> "a cat", "orange" -> "an orange", "grapes" -> "grapes"; a noun that brings its article keeps it."""
-    key, last = noun.lower().replace(" ", "-"), noun.lower().split(" ")[-1]
-    if noun.startswith(("a ", "an ", "the ")) or key in UNCOUNTED or key in PLURAL or last in PLURAL or (last in UNCOUNTED and " of " not in noun):
+    head = noun.lower().split(" of ")[0]
+    key, last = head.replace(" ", "-"), head.split(" ")[-1]
+    if noun.startswith(("a ", "an ", "the ")) or key in UNCOUNTED or key in PLURAL or last in PLURAL or last in UNCOUNTED:
         return noun
     first = noun.lower()
     vowel = first[0] in "aeiou" and not first.startswith(("uni", "eu", "one", "ukulele")) or first.startswith(("hour", "x-ray", "8"))
@@ -24,7 +25,8 @@ def with_article(noun):
 
 
 def is_plural(noun):
-    return noun.lower().replace(" ", "-") in PLURAL or noun.lower().split(" ")[-1] in PLURAL
+    head = noun.lower().split(" of ")[0]
+    return head.replace(" ", "-") in PLURAL or head.split(" ")[-1] in PLURAL
 
 
 # Common nouns for contiguous ranges of ImageNet classes: (first, last, noun).

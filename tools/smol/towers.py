@@ -94,8 +94,11 @@ def vit_states(weights, pixels, layers=VIT_LAYERS, prefix=VIT_PREFIX):
     return x
 
 
-def lite0_maps(weights, pixels, prefix=CNN_PREFIX):
-    """[b,3,s,s] as (255x - 127)/128 -> the maps after stage 3 [b,40,s/8,s/8], stage 5 [b,112,s/16,s/16], head [b,1280,s/32,s/32]."""
+def lite0_maps(weights, pixels, prefix=CNN_PREFIX, activate_head=True):
+    """[b,3,s,s] as (255x - 127)/128 -> the maps after stage 3 [b,40,s/8,s/8], stage 5 [b,112,s/16,s/16], head [b,1280,s/32,s/32].
+
+    `activate_head=False` leaves the ReLU6 after the head's batch norm away.
+    """
 
     def batch_norm(x, name):
         return functional.batch_norm(x, *(weights[f"{prefix}{name}.{part}"] for part in ("running_mean", "running_var", "weight", "bias")), eps=1e-3)
@@ -120,7 +123,8 @@ def lite0_maps(weights, pixels, prefix=CNN_PREFIX):
             block += 1
         if stage in (2, 4):
             taps.append(x)
-    taps.append(functional.relu6(batch_norm(convolution(x, "_conv_head"), "_bn1")))
+    head = batch_norm(convolution(x, "_conv_head"), "_bn1")
+    taps.append(functional.relu6(head) if activate_head else head)
     return taps
 
 
@@ -137,11 +141,11 @@ class Towers:
         return cls(load_file(path))
 
     @torch.no_grad()
-    def raw(self, high_res, low_res):
+    def raw(self, high_res, low_res, activate_head=True):
         """Batches of prepared pictures -> (tokens [b,64,384], [maps]) before standardisation."""
         low_pixels = (low_res * CLIP_STD + CLIP_MEAN - IMAGENET_MEAN) / IMAGENET_STD
         high_pixels = ((high_res * CLIP_STD + CLIP_MEAN) * 255 - 127) / 128
-        return vit_states(self.weights, low_pixels)[:, 1:], lite0_maps(self.weights, high_pixels)
+        return vit_states(self.weights, low_pixels)[:, 1:], lite0_maps(self.weights, high_pixels, activate_head=activate_head)
 
     def standardise(self, tokens, maps):
         """(x - mean) / std per channel with the stored buffers."""
