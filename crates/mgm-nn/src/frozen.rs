@@ -1,0 +1,190 @@
+//! A weight matrix that is never trained: packed, quantised, or dense on a device.
+
+use std::sync::{Arc, OnceLock};
+
+use candle_core::{DType, Device, Result, Tensor};
+use mgm_kernels::gemm::{self, Epilogue, PackedWeight, WeightType};
+use mgm_kernels::quant::{self, QuantWeight};
+
+/// A frozen matrix W `[out_features, in_features]` for `y = x·Wᵀ`. Cheap to share in an [`Arc`].
+pub struct FrozenWeight {
+    storage: FrozenStorage,
+    // Only training through the frozen weight needs it, so it is made by the first backward.
+    transposed: OnceLock<PackedWeight>,
+}
+
+enum FrozenStorage {
+    Packed(PackedWeight),
+    Quantised(QuantWeight),
+    Dense(Tensor),
+}
+
+impl FrozenWeight {
+    /// Uses a packed matrix (CPU).
+    pub fn packed(weight: PackedWeight) -> Arc<Self> {
+        Self::from_storage(FrozenStorage::Packed(weight))
+    }
+
+    /// Uses GGML blocks in place (CPU).
+    pub fn quantised(weight: QuantWeight) -> Arc<Self> {
+        Self::from_storage(FrozenStorage::Quantised(weight))
+    }
+
+    /// Packs `values` (row-major `[out_features, in_features]`) for the CPU.
+    pub fn pack(
+        out_features: usize,
+        in_features: usize,
+        values: &[f32],
+        weight_type: WeightType,
+    ) -> Arc<Self> {
+        Self::packed(PackedWeight::pack(
+            out_features,
+            in_features,
+            values,
+            weight_type,
+        ))
+    }
+
+    /// Keeps a dense `[out_features, in_features]` tensor of any float type on its device.
+    pub fn dense(weight: Tensor) -> Result<Arc<Self>> {
+        weight.dims2()?;
+        Ok(Self::from_storage(FrozenStorage::Dense(
+            weight.detach().contiguous()?,
+        )))
+    }
+
+    fn from_storage(storage: FrozenStorage) -> Arc<Self> {
+        Arc::new(Self {
+            storage,
+            transposed: OnceLock::new(),
+        })
+    }
+
+    /// Rows of W.
+    pub fn out_features(&self) -> usize {
+        match &self.storage {
+            FrozenStorage::Packed(weight) => weight.n(),
+            FrozenStorage::Quantised(weight) => weight.n(),
+            FrozenStorage::Dense(weight) => weight.dims()[0],
+        }
+    }
+
+    /// Columns of W.
+    pub fn in_features(&self) -> usize {
+        match &self.storage {
+            FrozenStorage::Packed(weight) => weight.k(),
+            FrozenStorage::Quantised(weight) => weight.k(),
+            FrozenStorage::Dense(weight) => weight.dims()[1],
+        }
+    }
+
+    /// Bytes that the forward's copy of the weight takes.
+    pub fn bytes(&self) -> usize {
+        match &self.storage {
+            FrozenStorage::Packed(weight) => weight.bytes(),
+            FrozenStorage::Quantised(weight) => weight.data().len(),
+            FrozenStorage::Dense(weight) => weight.elem_count() * weight.dtype().size_in_bytes(),
+        }
+    }
+
+    /// The matrix as `f32` `[out_features, in_features]` on the CPU (dequantised, exact for what is stored).
+    pub fn to_tensor(&self) -> Result<Tensor> {
+        let shape = (self.out_features(), self.in_features());
+        match &self.storage {
+            FrozenStorage::Packed(weight) => Tensor::from_vec(weight.unpack(), shape, &Device::Cpu),
+            FrozenStorage::Quantised(weight) => {
+                Tensor::from_vec(weight.dequantize_all(), shape, &Device::Cpu)
+            }
+            FrozenStorage::Dense(weight) => weight.to_dtype(DType::F32)?.to_device(&Device::Cpu),
+        }
+    }
+
+    /// The tensor of a weight that lives on a device; `None` for the CPU's own storages.
+    pub(crate) fn as_dense(&self) -> Option<&Tensor> {
+        match &self.storage {
+            FrozenStorage::Dense(weight) => Some(weight),
+            _ => None,
+        }
+    }
+
+    /// `out [m, n] (+)= x [m, k]·Wᵀ` with the epilogue. CPU storages only.
+    pub(crate) fn multiply(
+        &self,
+        m: usize,
+        x: &[f32],
+        out: &mut [f32],
+        epilogue: &Epilogue,
+    ) -> Result<()> {
+        match &self.storage {
+            FrozenStorage::Packed(weight) => gemm::gemm(m, x, weight, out, epilogue),
+            FrozenStorage::Quantised(weight) => quant::quant_gemm(m, x, weight, out, epilogue),
+            FrozenStorage::Dense(_) => {
+                candle_core::bail!("frozen linear: the weight is on a device, the input on the CPU")
+            }
+        }
+        Ok(())
+    }
+
+    /// `out [m, k] (+)= grad [m, n]·W`, the gradient of the input.
+    pub(crate) fn multiply_transposed(
+        &self,
+        m: usize,
+        grad: &[f32],
+        out: &mut [f32],
+        accumulate: bool,
+    ) -> Result<()> {
+        let transposed = match self.transposed.get() {
+            Some(transposed) => transposed,
+            None => {
+                let made = self.transpose()?;
+                self.transposed.get_or_init(|| made)
+            }
+        };
+        gemm::gemm(
+            m,
+            grad,
+            transposed,
+            out,
+            &Epilogue {
+                accumulate,
+                ..Epilogue::default()
+            },
+        );
+        Ok(())
+    }
+
+    fn transpose(&self) -> Result<PackedWeight> {
+        match &self.storage {
+            FrozenStorage::Packed(weight) => Ok(weight.transposed()),
+            // Blocks run along rows, so their transpose cannot stay quantised; bf16 is finer than any block type but Q8_0.
+            FrozenStorage::Quantised(weight) => {
+                let values = weight.dequantize_all();
+                Ok(PackedWeight::pack_transposed(
+                    weight.k(),
+                    weight.n(),
+                    &values,
+                    WeightType::Bf16,
+                ))
+            }
+            FrozenStorage::Dense(_) => {
+                candle_core::bail!("frozen linear: the weight is on a device, the input on the CPU")
+            }
+        }
+    }
+}
+
+impl std::fmt::Debug for FrozenWeight {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let kind = match &self.storage {
+            FrozenStorage::Packed(_) => "packed",
+            FrozenStorage::Quantised(_) => "quantised",
+            FrozenStorage::Dense(_) => "dense",
+        };
+        write!(
+            f,
+            "FrozenWeight({kind} [{}, {}])",
+            self.out_features(),
+            self.in_features()
+        )
+    }
+}

@@ -1,0 +1,282 @@
+//! The linear layer in all its storages.
+
+use std::sync::Arc;
+
+use candle_core::{Device, Result, Tensor};
+use mgm_kernels::gemm::Activation;
+
+use crate::FrozenWeight;
+use crate::ops::{self, Adapter, FrozenLinear};
+
+/// `y = x·Wᵀ + b`, with W trainable, packed, quantised or dense on a device, and an optional low-rank adapter.
+/// Cheap to clone: clones share the weights.
+#[derive(Clone)]
+pub struct Linear {
+    matrix: Matrix,
+    bias: Option<Bias>,
+    lora: Option<Lora>,
+}
+
+#[derive(Clone)]
+pub(crate) enum Matrix {
+    Trainable(Tensor),
+    Frozen(Arc<FrozenWeight>),
+}
+
+#[derive(Clone)]
+pub(crate) enum Bias {
+    Trainable(Tensor),
+    Frozen(Arc<[f32]>),
+}
+
+#[derive(Clone)]
+pub(crate) enum Lora {
+    Trainable {
+        a: Tensor,
+        b: Tensor,
+        scale: f32,
+    },
+    /// The scale is already in `up`.
+    Frozen {
+        down: Arc<FrozenWeight>,
+        up: Arc<FrozenWeight>,
+    },
+}
+
+impl Linear {
+    pub(crate) fn from_parts(matrix: Matrix, bias: Option<Bias>, lora: Option<Lora>) -> Self {
+        Self { matrix, bias, lora }
+    }
+
+    /// A layer over tensors of one's own (`weight [out, in]`, `bias [out]`), which get gradients if they are on the tape.
+    pub fn from_tensors(weight: Tensor, bias: Option<Tensor>) -> Result<Self> {
+        let (out_features, _) = weight.dims2()?;
+        if let Some(bias) = &bias
+            && bias.dims() != [out_features]
+        {
+            candle_core::bail!(
+                "linear: bias has shape {:?}, expected [{out_features}]",
+                bias.dims()
+            );
+        }
+        Ok(Self {
+            matrix: Matrix::Trainable(weight),
+            bias: bias.map(Bias::Trainable),
+            lora: None,
+        })
+    }
+
+    /// A layer over a frozen weight and bias (one value for each output feature).
+    pub fn frozen(weight: Arc<FrozenWeight>, bias: Option<Vec<f32>>) -> Result<Self> {
+        if let Some(bias) = &bias
+            && bias.len() != weight.out_features()
+        {
+            candle_core::bail!(
+                "linear: bias has {} values, expected {}",
+                bias.len(),
+                weight.out_features()
+            );
+        }
+        Ok(Self {
+            matrix: Matrix::Frozen(weight),
+            bias: bias.map(|bias| Bias::Frozen(bias.into())),
+            lora: None,
+        })
+    }
+
+    /// Size of the last axis of the input.
+    pub fn in_features(&self) -> usize {
+        match &self.matrix {
+            Matrix::Trainable(weight) => weight.dims()[1],
+            Matrix::Frozen(weight) => weight.in_features(),
+        }
+    }
+
+    /// Size of the last axis of the output.
+    pub fn out_features(&self) -> usize {
+        match &self.matrix {
+            Matrix::Trainable(weight) => weight.dims()[0],
+            Matrix::Frozen(weight) => weight.out_features(),
+        }
+    }
+
+    /// `x [.., in_features] → [.., out_features]`.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.forward_with(x, Activation::None)
+    }
+
+    /// The layer followed by an activation, in one pass over the output where no gradient is asked for.
+    pub fn forward_with(&self, x: &Tensor, activation: Activation) -> Result<Tensor> {
+        match &self.matrix {
+            Matrix::Trainable(weight) => {
+                let y = match self.bias_on(x.device())? {
+                    Some(bias) => ops::linear_bias(x, weight, &bias)?,
+                    None => ops::linear(x, weight)?,
+                };
+                ops::activation(&y, activation)
+            }
+            Matrix::Frozen(weight) => match &self.lora {
+                Some(Lora::Trainable { a, b, scale }) => ops::activation(
+                    &self.with_trainable_adapter(x, weight, a, b, *scale)?,
+                    activation,
+                ),
+                Some(Lora::Frozen { down, up }) => self.all_frozen(
+                    x,
+                    weight,
+                    Some(Adapter {
+                        down: down.clone(),
+                        up: up.clone(),
+                    }),
+                    activation,
+                ),
+                None => self.all_frozen(x, weight, None, activation),
+            },
+        }
+    }
+
+    fn all_frozen(
+        &self,
+        x: &Tensor,
+        weight: &Arc<FrozenWeight>,
+        adapter: Option<Adapter>,
+        activation: Activation,
+    ) -> Result<Tensor> {
+        let fused = weight.as_dense().is_none()
+            && !x.track_op()
+            && !matches!(self.bias, Some(Bias::Trainable(_)));
+        let bias = match &self.bias {
+            Some(Bias::Frozen(bias)) => Some(bias.clone()),
+            _ => None,
+        };
+        let inner = if fused { activation } else { Activation::None };
+        let y = FrozenLinear {
+            weight: weight.clone(),
+            bias,
+            adapter,
+            activation: inner,
+        }
+        .apply(x)?;
+        if fused {
+            return Ok(y);
+        }
+        ops::activation(&self.add_trainable_bias(y)?, activation)
+    }
+
+    fn with_trainable_adapter(
+        &self,
+        x: &Tensor,
+        weight: &Arc<FrozenWeight>,
+        a: &Tensor,
+        b: &Tensor,
+        scale: f32,
+    ) -> Result<Tensor> {
+        let bias = match &self.bias {
+            Some(Bias::Frozen(bias)) => Some(bias),
+            _ => None,
+        };
+        let y = if weight.as_dense().is_none() {
+            ops::lora_linear(x, weight, bias, a, b, scale)?
+        } else {
+            let frozen = FrozenLinear {
+                weight: weight.clone(),
+                bias: bias.cloned(),
+                adapter: None,
+                activation: Activation::None,
+            };
+            let low = (ops::linear(x, a)? * f64::from(scale))?;
+            (frozen.apply(x)? + ops::linear(&low, b)?)?
+        };
+        self.add_trainable_bias(y)
+    }
+
+    fn add_trainable_bias(&self, y: Tensor) -> Result<Tensor> {
+        match &self.bias {
+            Some(Bias::Trainable(bias)) => y.broadcast_add(bias),
+            _ => Ok(y),
+        }
+    }
+
+    fn bias_on(&self, device: &Device) -> Result<Option<Tensor>> {
+        match &self.bias {
+            None => Ok(None),
+            Some(Bias::Trainable(bias)) => Ok(Some(bias.clone())),
+            Some(Bias::Frozen(bias)) => Tensor::from_slice(bias, bias.len(), device).map(Some),
+        }
+    }
+
+    /// `x [.., out_features]·W → [.., in_features]`, without the bias: the product with the transposed weight, which
+    /// folds a projection into what it is multiplied with. Gradients as in [`forward`](Self::forward).
+    pub fn forward_transposed(&self, x: &Tensor) -> Result<Tensor> {
+        let base = match &self.matrix {
+            Matrix::Trainable(weight) => return ops::linear_transposed(x, weight),
+            Matrix::Frozen(weight) => ops::frozen_linear_transposed(x, weight)?,
+        };
+        match &self.lora {
+            None => Ok(base),
+            Some(Lora::Trainable { a, b, scale }) => {
+                base + (ops::linear_transposed(&ops::linear_transposed(x, b)?, a)?
+                    * f64::from(*scale))?
+            }
+            Some(Lora::Frozen { down, up }) => {
+                base + ops::frozen_linear_transposed(&ops::frozen_linear_transposed(x, up)?, down)?
+            }
+        }
+    }
+
+    /// The bias `[out_features]` on `device`; a trainable one is its variable.
+    pub fn bias(&self, device: &Device) -> Result<Option<Tensor>> {
+        self.bias_on(device)
+    }
+
+    /// The weight as dense `f32` `[out_features, in_features]`: the variable itself if it is trainable, else a decoded
+    /// copy on the CPU. A low-rank adapter is added in.
+    pub fn weight(&self) -> Result<Tensor> {
+        let base = match &self.matrix {
+            Matrix::Trainable(weight) => return Ok(weight.clone()),
+            Matrix::Frozen(weight) => weight.to_tensor()?,
+        };
+        match &self.lora {
+            None => Ok(base),
+            Some(Lora::Trainable { a, b, scale }) => {
+                base + (b
+                    .to_device(&Device::Cpu)?
+                    .matmul(&a.to_device(&Device::Cpu)?)?
+                    * f64::from(*scale))?
+            }
+            Some(Lora::Frozen { down, up }) => base + up.to_tensor()?.matmul(&down.to_tensor()?)?,
+        }
+    }
+
+    /// Whether any part of the layer is trained.
+    pub fn is_trainable(&self) -> bool {
+        matches!(self.matrix, Matrix::Trainable(_))
+            || matches!(self.bias, Some(Bias::Trainable(_)))
+            || matches!(self.lora, Some(Lora::Trainable { .. }))
+    }
+
+    /// The frozen matrix without its adapter, for operations that fuse the product; `None` if it is trainable.
+    #[allow(dead_code)]
+    pub(crate) fn frozen_matrix(&self) -> Option<&Arc<FrozenWeight>> {
+        match (&self.matrix, &self.lora) {
+            (Matrix::Frozen(weight), None) => Some(weight),
+            _ => None,
+        }
+    }
+}
+
+impl std::fmt::Debug for Linear {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let kind = match &self.matrix {
+            Matrix::Trainable(_) => "trainable".to_string(),
+            Matrix::Frozen(weight) => format!("{weight:?}"),
+        };
+        let bias = if self.bias.is_some() { ", bias" } else { "" };
+        let lora = if self.lora.is_some() { ", LoRA" } else { "" };
+        write!(
+            f,
+            "Linear({} -> {}, {kind}{bias}{lora})",
+            self.in_features(),
+            self.out_features()
+        )
+    }
+}

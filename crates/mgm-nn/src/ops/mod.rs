@@ -1,0 +1,38 @@
+//! Differentiable operations.
+//!
+//! Every function takes and returns candle tensors of `f32`. On the CPU it is one custom operation with a backward, over
+//! `mgm-kernels`; on another device it is a composition of candle's operations, which the tests hold equal to the CPU
+//! version. None of them ends the gradient tape in silence: those without a backward say so when one is asked for.
+
+mod activation;
+mod attach;
+mod attention;
+mod bilinear;
+mod checkpoint;
+mod cross_entropy;
+mod depthwise;
+mod frozen_linear;
+mod linear;
+mod norm;
+mod region;
+mod rope;
+
+pub use activation::{
+    activation, gated_gelu_erf, gated_gelu_tanh, gated_silu, gelu_erf, gelu_tanh, quick_gelu,
+    relu6, silu,
+};
+pub use attention::{AttentionSpec, attention, cached_attention};
+pub use bilinear::bilinear;
+pub use checkpoint::{GradientSink, checkpoint};
+pub use cross_entropy::{IGNORE_LABEL, cross_entropy};
+pub use depthwise::{DepthwiseParams, depthwise};
+pub(crate) use frozen_linear::{Adapter, FrozenLinear};
+pub use frozen_linear::{frozen_linear, frozen_linear_transposed};
+pub(crate) use linear::lora_linear;
+pub use linear::{linear, linear_bias, linear_transposed};
+pub use norm::{layer_norm, layer_norm_without_affine, rms_norm};
+pub use region::{CellWindow, RegionCells, region_attention, region_attention_weights};
+pub use rope::{RopeStyle, RopeTable, rope};
+
+#[cfg(test)]
+mod tests;

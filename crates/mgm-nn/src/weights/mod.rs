@@ -1,0 +1,20 @@
+//! Where weights come from, and what becomes of them.
+
+mod gguf;
+mod mapped_file;
+mod parameters;
+mod policy;
+mod safetensors_file;
+mod save;
+mod source;
+pub(crate) mod stored;
+mod torch_file;
+
+pub use gguf::{GgufMetadata, GgufValue};
+pub use parameters::Parameters;
+pub use policy::{LoraConfig, WeightPolicy, WeightStorage, matches_name};
+pub use save::{save_safetensors, save_safetensors_with_metadata};
+pub use source::{Bias, WeightSource};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,682 @@
+//! A tree of named weights.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt::Display;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Tensor};
+use mgm_kernels::gemm::{PackedWeight, WeightType};
+use mgm_kernels::quant::QuantWeight;
+
+use super::gguf::{GgufFile, GgufMetadata};
+use super::parameters::Parameters;
+use super::policy::{LoraConfig, WeightPolicy, WeightStorage, matches_name};
+use super::safetensors_file::{SafetensorsFile, indexed_files};
+use super::stored::{StoredTensor, StoredType};
+use super::torch_file;
+use crate::embedding::{Embedding, Rows};
+use crate::linear::{Bias as LinearBias, Linear, Lora, Matrix};
+use crate::{Error, FrozenWeight, Result};
+
+/// Whether a linear layer has a bias.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bias {
+    /// It has none; one in the source is not used.
+    No,
+    /// It must have one.
+    Yes,
+    /// It has one if the source does.
+    IfPresent,
+}
+
+/// Weights by name, with a position in the tree of names. Cheap to clone.
+#[derive(Clone)]
+pub struct WeightSource {
+    shared: Arc<Shared>,
+    prefix: String,
+}
+
+struct Shared {
+    layers: Vec<Arc<Layer>>,
+    policy: WeightPolicy,
+    parameters: Parameters,
+}
+
+enum Layer {
+    Safetensors(SafetensorsFile),
+    Gguf(GgufFile),
+    Tensors {
+        label: String,
+        tensors: HashMap<String, Tensor>,
+    },
+}
+
+impl Layer {
+    fn label(&self) -> &str {
+        match self {
+            Self::Safetensors(file) => file.label(),
+            Self::Gguf(file) => file.label(),
+            Self::Tensors { label, .. } => label,
+        }
+    }
+
+    fn names(&self) -> Box<dyn Iterator<Item = &String> + '_> {
+        match self {
+            Self::Safetensors(file) => Box::new(file.names()),
+            Self::Gguf(file) => Box::new(file.names()),
+            Self::Tensors { tensors, .. } => Box::new(tensors.keys()),
+        }
+    }
+
+    fn shape(&self, name: &str) -> Option<&[usize]> {
+        match self {
+            Self::Safetensors(file) => file.shape(name),
+            Self::Gguf(file) => file.shape(name),
+            Self::Tensors { tensors, .. } => tensors.get(name).map(Tensor::dims),
+        }
+    }
+
+    fn get(&self, name: &str) -> Result<Option<StoredTensor>> {
+        match self {
+            Self::Safetensors(file) => file.get(name),
+            Self::Gguf(file) => file.get(name),
+            Self::Tensors { tensors, .. } => Ok(tensors.get(name).map(StoredTensor::from_tensor)),
+        }
+    }
+}
+
+/// A stored tensor and where it was found.
+struct Found {
+    tensor: StoredTensor,
+    name: String,
+    file: String,
+}
+
+impl Found {
+    fn values(&self) -> Result<Vec<f32>> {
+        self.tensor.values()?.ok_or_else(|| Error::Type {
+            file: self.file.clone(),
+            name: self.name.clone(),
+            expected: "F32, F16, BF16, F64 or a GGML block type this program reads",
+            found: self.tensor.kind.name(),
+        })
+    }
+
+    fn check_shape(&self, expected: &[usize]) -> Result<()> {
+        if self.tensor.shape == expected {
+            return Ok(());
+        }
+        Err(self.shape_error(expected))
+    }
+
+    fn shape_error(&self, expected: &[usize]) -> Error {
+        Error::Shape {
+            file: self.file.clone(),
+            name: self.name.clone(),
+            expected: expected.to_vec(),
+            found: self.tensor.shape.clone(),
+        }
+    }
+}
+
+impl WeightSource {
+    fn from_layers(layers: Vec<Layer>) -> Self {
+        let layers = layers.into_iter().map(Arc::new).collect();
+        let shared = Shared {
+            layers,
+            policy: WeightPolicy::default(),
+            parameters: Parameters::default(),
+        };
+        Self {
+            shared: Arc::new(shared),
+            prefix: String::new(),
+        }
+    }
+
+    /// Safetensors files, or index files (`….index.json`) that name them; of two tensors with one name the later file's
+    /// is used. Files are mapped, not read.
+    pub fn from_safetensors(paths: &[PathBuf]) -> Result<Self> {
+        let mut layers = Vec::new();
+        for path in paths {
+            if path
+                .extension()
+                .is_some_and(|extension| extension == "json")
+            {
+                for file in indexed_files(path)? {
+                    layers.push(Layer::Safetensors(SafetensorsFile::open(&file)?));
+                }
+            } else {
+                layers.push(Layer::Safetensors(SafetensorsFile::open(path)?));
+            }
+        }
+        Ok(Self::from_layers(layers))
+    }
+
+    /// A GGUF file, version 2 or 3. Tensors of text models appear under their Hugging Face names and in that layout.
+    pub fn from_gguf(path: &Path) -> Result<Self> {
+        Ok(Self::from_layers(vec![Layer::Gguf(GgufFile::open(path)?)]))
+    }
+
+    /// Torch `.bin`/`.pt`/`.pth` files, or index files that name them.
+    pub fn from_torch(paths: &[PathBuf]) -> Result<Self> {
+        let mut layers = Vec::new();
+        for path in paths {
+            let files = match path.extension() {
+                Some(extension) if extension == "json" => indexed_files(path)?,
+                _ => vec![path.clone()],
+            };
+            for file in files {
+                let tensors = torch_file::read(&file)?;
+                layers.push(Layer::Tensors {
+                    label: file.display().to_string(),
+                    tensors,
+                });
+            }
+        }
+        Ok(Self::from_layers(layers))
+    }
+
+    /// The checkpoint in a directory: `model.safetensors.index.json`, else all `*.safetensors`, else
+    /// `pytorch_model.bin.index.json`, else all `pytorch_model*.bin`, else a single `*.gguf`.
+    pub fn from_directory(directory: &Path) -> Result<Self> {
+        let entries = std::fs::read_dir(directory).map_err(|source| Error::Io {
+            path: directory.to_path_buf(),
+            action: "listing",
+            source,
+        })?;
+        let mut files: Vec<PathBuf> = entries
+            .filter_map(|entry| Some(entry.ok()?.path()))
+            .collect();
+        files.sort();
+        let name = |path: &PathBuf| {
+            path.file_name()
+                .map(|name| name.to_string_lossy().into_owned())
+                .unwrap_or_default()
+        };
+        let with = |keep: &dyn Fn(&str) -> bool| -> Vec<PathBuf> {
+            files
+                .iter()
+                .filter(|path| keep(&name(path)))
+                .cloned()
+                .collect()
+        };
+        let index = with(&|name| name == "model.safetensors.index.json");
+        if !index.is_empty() {
+            return Self::from_safetensors(&index);
+        }
+        let safetensors = with(&|name| name.ends_with(".safetensors") && !name.starts_with('.'));
+        if !safetensors.is_empty() {
+            return Self::from_safetensors(&safetensors);
+        }
+        let index = with(&|name| name == "pytorch_model.bin.index.json");
+        if !index.is_empty() {
+            return Self::from_torch(&index);
+        }
+        let torch = with(&|name| name.starts_with("pytorch_model") && name.ends_with(".bin"));
+        if !torch.is_empty() {
+            return Self::from_torch(&torch);
+        }
+        match with(&|name| name.ends_with(".gguf")).as_slice() {
+            [single] => Self::from_gguf(single),
+            [] => Err(Error::format(
+                directory.display().to_string(),
+                "no weights: expected *.safetensors, pytorch_model*.bin or one *.gguf",
+            )),
+            several => Err(Error::format(
+                directory.display().to_string(),
+                format!(
+                    "expected one *.gguf, found {}; name the file",
+                    several.len()
+                ),
+            )),
+        }
+    }
+
+    /// Any of the above by what the path is.
+    pub fn open(path: &Path) -> Result<Self> {
+        if path.is_dir() {
+            return Self::from_directory(path);
+        }
+        let name = path
+            .file_name()
+            .map(|name| name.to_string_lossy().into_owned())
+            .unwrap_or_default();
+        if name.ends_with(".gguf") {
+            Self::from_gguf(path)
+        } else if [".bin", ".pt", ".pth", ".bin.index.json"]
+            .iter()
+            .any(|end| name.ends_with(end))
+        {
+            Self::from_torch(&[path.to_path_buf()])
+        } else {
+            Self::from_safetensors(&[path.to_path_buf()])
+        }
+    }
+
+    /// Tensors in memory.
+    pub fn from_tensors(tensors: HashMap<String, Tensor>) -> Self {
+        Self::from_layers(vec![Layer::Tensors {
+            label: "memory".to_string(),
+            tensors,
+        }])
+    }
+
+    /// Lays `other` over this source: its tensors win. Policy, parameters and position are this one's.
+    pub fn overlay(self, other: Self) -> Self {
+        let layers = self
+            .shared
+            .layers
+            .iter()
+            .chain(&other.shared.layers)
+            .cloned()
+            .collect();
+        let (policy, parameters) = (self.shared.policy.clone(), self.shared.parameters.clone());
+        Self {
+            shared: Arc::new(Shared {
+                layers,
+                policy,
+                parameters,
+            }),
+            prefix: self.prefix,
+        }
+    }
+
+    /// The same tensors under another policy, with an empty registry of parameters.
+    pub fn with_policy(self, policy: WeightPolicy) -> Self {
+        let layers = self.shared.layers.clone();
+        Self {
+            shared: Arc::new(Shared {
+                layers,
+                policy,
+                parameters: Parameters::default(),
+            }),
+            prefix: self.prefix,
+        }
+    }
+
+    /// What becomes of the weights.
+    pub fn policy(&self) -> &WeightPolicy {
+        &self.shared.policy
+    }
+
+    /// Device of the tensors that come out.
+    pub fn device(&self) -> &Device {
+        &self.shared.policy.device
+    }
+
+    /// The trainable variables handed out so far, by full name.
+    pub fn parameters(&self) -> &Parameters {
+        &self.shared.parameters
+    }
+
+    /// Metadata of the last GGUF file of the source.
+    pub fn gguf_metadata(&self) -> Option<&GgufMetadata> {
+        self.shared
+            .layers
+            .iter()
+            .rev()
+            .find_map(|layer| match &**layer {
+                Layer::Gguf(file) => Some(file.metadata()),
+                _ => None,
+            })
+    }
+
+    /// `__metadata__` of all safetensors files together, later files winning.
+    pub fn safetensors_metadata(&self) -> BTreeMap<String, String> {
+        let mut all = BTreeMap::new();
+        for layer in &self.shared.layers {
+            if let Layer::Safetensors(file) = &**layer {
+                all.extend(file.metadata().clone());
+            }
+        }
+        all
+    }
+
+    /// The position one level further down: `pp("layers").pp(3)`.
+    pub fn pp(&self, name: impl Display) -> Self {
+        Self {
+            shared: self.shared.clone(),
+            prefix: self.full_name(&name.to_string()),
+        }
+    }
+
+    /// The names passed to [`pp`](Self::pp) so far, joined by dots.
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    /// Full checkpoint name of `name` at this position.
+    pub fn full_name(&self, name: &str) -> String {
+        match (self.prefix.is_empty(), name.is_empty()) {
+            (true, _) => name.to_string(),
+            (false, true) => self.prefix.clone(),
+            (false, false) => format!("{}.{name}", self.prefix),
+        }
+    }
+
+    /// Full names of all tensors below this position, in order.
+    pub fn names(&self) -> Vec<String> {
+        let below = if self.prefix.is_empty() {
+            String::new()
+        } else {
+            format!("{}.", self.prefix)
+        };
+        let names: BTreeSet<&String> = self
+            .shared
+            .layers
+            .iter()
+            .flat_map(|layer| layer.names())
+            .filter(|name| name.starts_with(&below))
+            .collect();
+        names.into_iter().cloned().collect()
+    }
+
+    /// Whether there is a tensor of this name.
+    pub fn contains(&self, name: &str) -> bool {
+        self.shape(name).is_some()
+    }
+
+    /// Shape of a tensor, if there is one of this name.
+    pub fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        let name = self.full_name(name);
+        self.shared
+            .layers
+            .iter()
+            .rev()
+            .find_map(|layer| layer.shape(&name))
+            .map(<[usize]>::to_vec)
+    }
+
+    fn find(&self, full_name: &str) -> Result<Option<Found>> {
+        for layer in self.shared.layers.iter().rev() {
+            if let Some(tensor) = layer.get(full_name)? {
+                return Ok(Some(Found {
+                    tensor,
+                    name: full_name.to_string(),
+                    file: layer.label().to_string(),
+                }));
+            }
+        }
+        Ok(None)
+    }
+
+    fn require(&self, full_name: &str) -> Result<Found> {
+        self.find(full_name)?.ok_or_else(|| {
+            let labels: Vec<&str> = self
+                .shared
+                .layers
+                .iter()
+                .map(|layer| layer.label())
+                .collect();
+            let searched = match labels.as_slice() {
+                [] => "an empty source".to_string(),
+                [first, .., last] if labels.len() > 3 => {
+                    format!("{} files from {first} to {last}", labels.len())
+                }
+                few => few.join(", "),
+            };
+            Error::Missing {
+                name: full_name.to_string(),
+                searched,
+            }
+        })
+    }
+
+    /// The tensor as `f32`, which must have this shape; a trainable one is registered and comes out as its variable.
+    pub fn tensor(&self, name: &str, shape: impl AsRef<[usize]>) -> Result<Tensor> {
+        self.load(&self.full_name(name), Some(shape.as_ref()))
+    }
+
+    /// The tensor as `f32`, whatever its shape.
+    pub fn tensor_any(&self, name: &str) -> Result<Tensor> {
+        self.load(&self.full_name(name), None)
+    }
+
+    fn load(&self, name: &str, shape: Option<&[usize]>) -> Result<Tensor> {
+        let found = self.require(name)?;
+        if let Some(shape) = shape {
+            found.check_shape(shape)?;
+        }
+        let tensor = self.upload(found.values()?, &found.tensor.shape)?;
+        if self.policy().is_trainable(name) {
+            return Ok(self
+                .parameters()
+                .register(name, &tensor)?
+                .as_tensor()
+                .clone());
+        }
+        Ok(tensor)
+    }
+
+    fn upload(&self, values: Vec<f32>, shape: &[usize]) -> Result<Tensor> {
+        Ok(Tensor::from_vec(values, shape, self.device())?)
+    }
+
+    /// The linear layer `name` with weight `{name}.weight` `[out_features, in_features]` and, as `bias` says,
+    /// `{name}.bias`. A weight of more axes (a convolution whose patches are rows) is taken flattened.
+    pub fn linear(
+        &self,
+        name: &str,
+        in_features: usize,
+        out_features: usize,
+        bias: Bias,
+    ) -> Result<Linear> {
+        let base = self.full_name(name);
+        let found = self.require(&format!("{base}.weight"))?;
+        let matches = found.tensor.shape.len() >= 2
+            && found.tensor.shape[0] == out_features
+            && found.tensor.elements() == in_features * out_features;
+        if !matches {
+            return Err(found.shape_error(&[out_features, in_features]));
+        }
+        let lora = self.lora(&base, in_features, out_features)?;
+        let matrix = if self.policy().is_trainable(&found.name) && lora.is_none() {
+            let tensor = self.upload(found.values()?, &[out_features, in_features])?;
+            Matrix::Trainable(
+                self.parameters()
+                    .register(&found.name, &tensor)?
+                    .as_tensor()
+                    .clone(),
+            )
+        } else {
+            Matrix::Frozen(self.freeze(&found, in_features, out_features)?)
+        };
+        let bias = self.bias(&base, out_features, bias)?;
+        Ok(Linear::from_parts(matrix, bias, lora))
+    }
+
+    fn bias(&self, base: &str, out_features: usize, bias: Bias) -> Result<Option<LinearBias>> {
+        let name = format!("{base}.bias");
+        let found = match bias {
+            Bias::No => return Ok(None),
+            Bias::Yes => self.require(&name)?,
+            Bias::IfPresent => match self.find(&name)? {
+                Some(found) => found,
+                None => return Ok(None),
+            },
+        };
+        found.check_shape(&[out_features])?;
+        let values = found.values()?;
+        if self.policy().is_trainable(&name) {
+            let tensor = self.upload(values, &[out_features])?;
+            let variable = self.parameters().register(&name, &tensor)?;
+            return Ok(Some(LinearBias::Trainable(variable.as_tensor().clone())));
+        }
+        Ok(Some(LinearBias::Frozen(values.into())))
+    }
+
+    /// Stores a matrix as the policy says.
+    fn freeze(
+        &self,
+        found: &Found,
+        in_features: usize,
+        out_features: usize,
+    ) -> Result<Arc<FrozenWeight>> {
+        let storage = self.policy().storage;
+        if !self.device().is_cpu() {
+            let dtype = match (storage, &found.tensor.kind) {
+                (WeightStorage::F32, _)
+                | (WeightStorage::AsStored, StoredType::F32 | StoredType::F64) => DType::F32,
+                (WeightStorage::AsStored, StoredType::F16) => DType::F16,
+                _ => DType::BF16,
+            };
+            let dense =
+                Tensor::from_vec(found.values()?, (out_features, in_features), &Device::Cpu)?
+                    .to_dtype(dtype)?;
+            return Ok(FrozenWeight::dense(dense.to_device(self.device())?)?);
+        }
+        if let (WeightStorage::AsStored, Some((quant_type, blocks))) =
+            (storage, found.tensor.blocks())
+        {
+            let weight = QuantWeight::new(quant_type, out_features, in_features, blocks).map_err(
+                |error| Error::format(&found.file, format!("tensor {}: {error}", found.name)),
+            )?;
+            return Ok(FrozenWeight::quantised(weight));
+        }
+        let is_bf16 = found.tensor.kind == StoredType::Bf16;
+        let weight_type = match storage {
+            WeightStorage::Bf16 => WeightType::Bf16,
+            WeightStorage::AsStored if is_bf16 => WeightType::Bf16,
+            _ => WeightType::F32,
+        };
+        Ok(match found.tensor.bf16_values() {
+            Some(values) => FrozenWeight::packed(PackedWeight::pack_bf16(
+                out_features,
+                in_features,
+                &values,
+                weight_type,
+            )),
+            None => FrozenWeight::pack(out_features, in_features, &found.values()?, weight_type),
+        })
+    }
+
+    /// The adapter of a linear layer, if it is a target and there is or shall be one.
+    fn lora(&self, base: &str, in_features: usize, out_features: usize) -> Result<Option<Lora>> {
+        let Some(config) = self.policy().lora.as_ref() else {
+            return Ok(None);
+        };
+        if !config
+            .targets
+            .iter()
+            .any(|target| matches_name(target, base))
+        {
+            return Ok(None);
+        }
+        let (a_name, b_name) = (
+            format!("{base}.lora_A.weight"),
+            format!("{base}.lora_B.weight"),
+        );
+        let trainable = self.policy().is_trainable(&a_name) && self.policy().is_trainable(&b_name);
+        let (a, b) = match (self.find(&a_name)?, self.find(&b_name)?) {
+            (Some(a), Some(b)) => {
+                let rank = a.tensor.shape.first().copied().unwrap_or(0);
+                a.check_shape(&[rank, in_features])?;
+                b.check_shape(&[out_features, rank])?;
+                (
+                    self.upload(a.values()?, &[rank, in_features])?,
+                    self.upload(b.values()?, &[out_features, rank])?,
+                )
+            }
+            (None, None) if !trainable => return Ok(None),
+            (None, None) => (
+                self.upload(
+                    initial_down(config, &a_name, in_features),
+                    &[config.rank, in_features],
+                )?,
+                Tensor::zeros((out_features, config.rank), DType::F32, self.device())?,
+            ),
+            (a, _) => {
+                let missing = if a.is_some() { b_name } else { a_name };
+                return Err(self
+                    .require(&missing)
+                    .err()
+                    .unwrap_or_else(|| Error::format(missing, "half an adapter")));
+            }
+        };
+        let rank = a.dims()[0];
+        if rank == 0 {
+            return Err(Error::format(
+                a_name,
+                "expected an adapter of rank 1 or more, found 0",
+            ));
+        }
+        let scale = config.alpha / rank as f64;
+        if trainable {
+            let a = self.parameters().register(&a_name, &a)?.as_tensor().clone();
+            let b = self.parameters().register(&b_name, &b)?.as_tensor().clone();
+            return Ok(Some(Lora::Trainable {
+                a,
+                b,
+                scale: scale as f32,
+            }));
+        }
+        let freeze = |name: &str, tensor: Tensor| {
+            let found = Found {
+                tensor: StoredTensor::from_tensor(&tensor),
+                name: name.to_string(),
+                file: String::new(),
+            };
+            self.freeze(&found, tensor.dims()[1], tensor.dims()[0])
+        };
+        Ok(Some(Lora::Frozen {
+            down: freeze(&a_name, a)?,
+            up: freeze(&b_name, (b * scale)?)?,
+        }))
+    }
+
+    /// The table of `count` rows of `width` values in `{name}.weight`.
+    pub fn embedding(&self, name: &str, count: usize, width: usize) -> Result<Embedding> {
+        let found = self.require(&format!("{}.weight", self.full_name(name)))?;
+        found.check_shape(&[count, width])?;
+        let trainable = self.policy().is_trainable(&found.name);
+        if trainable || !self.device().is_cpu() {
+            let tensor = self.upload(found.values()?, &[count, width])?;
+            let rows = if trainable {
+                Rows::Trainable(
+                    self.parameters()
+                        .register(&found.name, &tensor)?
+                        .as_tensor()
+                        .clone(),
+                )
+            } else {
+                Rows::Dense(tensor)
+            };
+            return Ok(Embedding::new(rows, count, width, None));
+        }
+        if matches!(found.tensor.kind, StoredType::Other(_)) {
+            found.values()?;
+        }
+        // The matrix of a tied output head is made when it is first asked for.
+        let source = self.clone();
+        let stored = found.tensor.clone();
+        let make_head = move || source.freeze(&found, width, count);
+        Ok(Embedding::new(
+            Rows::Stored(stored),
+            count,
+            width,
+            Some(Box::new(make_head)),
+        ))
+    }
+}
+
+/// Kaiming-uniform with `a = √5` as PEFT initialises A: uniform in ±1/√in_features.
+fn initial_down(config: &LoraConfig, name: &str, in_features: usize) -> Vec<f32> {
+    // FNV-1a of the name gives each layer a stream of its own; SplitMix64 draws from it.
+    let stream = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    });
+    let mut state = stream ^ config.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let bound = 1.0 / (in_features as f64).sqrt();
+    (0..config.rank * in_features)
+        .map(|_| {
+            state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let mut mixed = state;
+            mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+            mixed ^= mixed >> 31;
+            let unit = (mixed >> 11) as f64 / (1u64 << 53) as f64;
+            ((2.0 * unit - 1.0) * bound) as f32
+        })
+        .collect()
+}
