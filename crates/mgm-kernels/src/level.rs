@@ -112,6 +112,15 @@ pub fn has_avx512_bf16() -> bool {
     state().avx512_bf16
 }
 
+/// Whether bf16 weights multiply faster than f32 ones at the level in use: AMX tiles or AVX-512 BF16 dot products.
+pub fn has_fast_bf16() -> bool {
+    match level() {
+        Level::Amx => true,
+        Level::Avx512 => has_avx512_bf16(),
+        Level::Avx2 | Level::Portable => false,
+    }
+}
+
 /// One line about an unusable value of `MGM_KERNEL_LEVEL`, if it had one.
 pub fn level_error() -> Option<&'static str> {
     state().error.as_deref()

@@ -84,7 +84,7 @@ impl Mining {
         let values = mined
             .broadcast_mul(&self.value.gamma)?
             .broadcast_add(&self.value.beta)?;
-        Ok(ops::linear(&values, &self.value.weight)?.broadcast_add(&self.value.bias)?)
+        Ok(ops::linear_bias(&values, &self.value.weight, &self.value.bias)?)
     }
 
     /// The attention weights `[queries, cells]` of [`Self::forward`]: which of its cells each query mined.
@@ -95,7 +95,8 @@ impl Mining {
         let queries = self.queries(low_res)?;
         let scale = 1.0 / (self.width as f64).sqrt();
         let folded = (queries.matmul(&self.key.weight)?.broadcast_mul(&self.key.gamma)? * scale)?;
-        Ok(ops::region_attention_weights(&folded, cells)?)
+        let constant = folded.zeros_like()?.sum(D::Minus1)?;
+        Ok(ops::region_attention_weights(&folded, &constant, cells)?)
     }
 
     /// The formula as the reference writes it, over the whole map `[channels, R, R]`: every cell projected to key and value. Slow; it is
@@ -122,7 +123,7 @@ impl Mining {
         let project = |projection: &NormedProjection| -> Result<Tensor> {
             let normed = ops::layer_norm(&cells, &projection.gamma, &projection.beta, NORM_EPS)?;
             let projected =
-                ops::linear(&normed, &projection.weight)?.broadcast_add(&projection.bias)?;
+                ops::linear_bias(&normed, &projection.weight, &projection.bias)?;
             Ok(projected.reshape((count, region * region, self.width))?)
         };
         let queries = self.queries(low_res)?.unsqueeze(1)?;

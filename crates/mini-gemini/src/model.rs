@@ -17,12 +17,12 @@ use crate::vision::{TowerFeatures, Vision};
 /// In what precision frozen weights are held. Activations are f32 on a CPU.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Precision {
-    /// bf16 where the processor multiplies it faster than f32, else f32; quantised weights stay as stored.
+    /// As stored: quantised blocks and bf16 stay what they are, f16 becomes f32.
     #[default]
     Auto,
-    /// f32; quantised weights stay as stored.
+    /// f32; quantised weights are expanded.
     F32,
-    /// bf16; quantised weights stay as stored.
+    /// bf16; quantised weights are expanded.
     Bf16,
 }
 
@@ -63,13 +63,11 @@ impl MiniGemini {
         let storage = match options.precision {
             Precision::F32 => WeightStorage::F32,
             Precision::Bf16 => WeightStorage::Bf16,
-            Precision::Auto if mgm_kernels::level::has_fast_bf16() => WeightStorage::Bf16,
-            Precision::Auto => WeightStorage::F32,
+            Precision::Auto => WeightStorage::AsStored,
         };
         let policy = WeightPolicy {
             device: Device::Cpu,
             storage,
-            keep_quantized: true,
             trainable: Vec::new(),
             lora: lora_config(&config),
         };
@@ -113,10 +111,11 @@ impl MiniGemini {
             Some(file) => Tokenizer::from_file(&existing(&directory, file)?)?,
             None => Tokenizer::from_directory(&directory)?,
         };
-        let mut weights = weight_source(&directory, &config, policy.clone())?;
+        let mut weights = weight_source(&directory, &config)?;
         for file in overlay {
-            weights = weights.overlay(WeightSource::from_file(file, policy.clone())?);
+            weights = weights.overlay(WeightSource::open(file)?);
         }
+        let weights = weights.with_policy(policy);
         let template = choose_template(options, &config, &name, &config_file)?;
         let decoder = Decoder::load(config.decoder(&config_file)?, &weights)?;
         let vision = Vision::load(&config, &weights)?;
@@ -137,7 +136,7 @@ impl MiniGemini {
             template,
             vision,
             decoder,
-            parameters: weights.parameters(),
+            parameters: weights.parameters().clone(),
             stop_ids,
         })
     }
@@ -282,14 +281,13 @@ pub fn lora_config(config: &ModelConfig) -> Option<LoraConfig> {
 fn weight_source(
     directory: &Path,
     config: &ModelConfig,
-    policy: WeightPolicy,
 ) -> Result<WeightSource> {
     let Some(files) = &config.weight_files else {
-        return Ok(WeightSource::from_directory(directory, policy)?);
+        return Ok(WeightSource::from_directory(directory)?);
     };
     let mut source: Option<WeightSource> = None;
     for file in files {
-        let next = WeightSource::from_file(&existing(directory, file)?, policy.clone())?;
+        let next = WeightSource::open(&existing(directory, file)?)?;
         source = Some(match source {
             Some(source) => source.overlay(next),
             None => next,

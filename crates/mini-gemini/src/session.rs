@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use candle_core::Tensor;
 use mgm_image::RgbImage;
-use mgm_text::{IMAGE_TOKEN, Message, Role, Template};
+use mgm_text::{IMAGE_TOKEN, Message, Role, Template, protocol};
 
 use crate::decoder::{Context, KvCache};
 use crate::error::{Error, Result};
@@ -13,7 +13,6 @@ use crate::sampling::{GenerateOptions, Sampler};
 
 /// Rows prefilled at once; bounds activation memory and lets a long prompt be interrupted.
 const PREFILL_ROWS: usize = 512;
-const PLACEHOLDER: &str = "<image>";
 
 /// What happens while an answer is made.
 #[derive(Debug)]
@@ -206,7 +205,7 @@ impl<'a> Session<'a> {
         let start = Instant::now();
         let mut turns = self.messages.clone();
         turns.push(Message { role: Role::Assistant, text: None });
-        let prompt = mgm_text::number_images(&self.template.render(&turns));
+        let prompt = protocol::number_images(&self.template.render(&turns));
         let ids = mgm_text::encode_with_images(self.model.tokenizer(), &prompt)?;
         let slots = self.slots(&ids)?;
         let visual = slots.iter().filter(|slot| matches!(slot, Slot::Visual { .. })).count();
@@ -374,14 +373,11 @@ impl Slot {
 
 /// Puts the placeholders of this turn's pictures in front of the text, unless the text places them itself.
 fn place_images(text: &str, images: usize) -> Result<String> {
-    let placeholders = text.matches(PLACEHOLDER).count();
-    if placeholders == images {
-        return Ok(text.to_string());
+    match protocol::count_placeholders(text) {
+        placed if placed == images => Ok(text.to_string()),
+        0 => Ok(protocol::place_images(text, images)),
+        placeholders => Err(Error::PlaceholderCount { placeholders, images }),
     }
-    if placeholders == 0 {
-        return Ok(format!("{}{text}", format!("{PLACEHOLDER}\n").repeat(images)));
-    }
-    Err(Error::PlaceholderCount { placeholders, images })
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use mgm_nn::ops::{CellWindow, RegionCells};
 
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
-use crate::mining::{Mining, NORM_EPS};
+use crate::mining::Mining;
 use crate::projector::Projector;
 use crate::towers::{self, HighResTower, LowResTower};
 
@@ -163,21 +163,25 @@ impl Vision {
             .ok_or_else(|| Error::Input("picture features lack `high_res.0`".into()))?
             .dim(1)?;
         let queries = self.low_res.patches().isqrt();
-        let window = if self.grid == 1 {
-            CellWindow::whole(side)
-        } else if view == self.grid * self.grid {
+        let cells = RegionCells::new(&features.high_res, queries)?;
+        if self.grid == 1 {
+            return Ok(cells);
+        }
+        let window = if view == self.grid * self.grid {
             // The overview mines the map pooled by two: bilinear at scale 1/2 is an exact 2×2 mean.
-            CellWindow { top: 0, left: 0, side: side / self.grid, pool: self.grid }
+            let rows = side / self.grid;
+            CellWindow { top: 0, left: 0, rows, columns: rows, pool: self.grid }
         } else {
             let crop = side / self.grid;
             CellWindow {
                 top: view / self.grid * crop,
                 left: view % self.grid * crop,
-                side: crop,
+                rows: crop,
+                columns: crop,
                 pool: 1,
             }
         };
-        Ok(RegionCells::new(&features.high_res, queries, window, NORM_EPS)?)
+        Ok(cells.with_window(window)?)
     }
 
     /// Mined features `[patches, width]` of one view.

@@ -91,7 +91,7 @@ fn folded_mining_equals_the_plain_formula() {
     for family in ["gemma", "llama"] {
         let directory = fixture(family);
         let config = ModelConfig::read(&directory.join("config.json")).unwrap();
-        let weights = WeightSource::from_directory(&directory, policy(&[], None)).unwrap();
+        let weights = WeightSource::from_directory(&directory).unwrap().with_policy(policy(&[], None));
         let (width, channels) =
             (config.mm_hidden_size.unwrap(), config.mm_hidden_size_aux.unwrap());
         let mining = Mining::load(&weights.pp("model"), width, channels).unwrap();
@@ -131,7 +131,7 @@ fn built_in_towers_on_a_photograph() {
     let directory = source.directory().unwrap();
     let config = ModelConfig::read(&directory.join("config.json")).unwrap();
     let file = directory.join("towers.safetensors");
-    let weights = WeightSource::from_file(&file, policy(&[], None)).unwrap();
+    let weights = WeightSource::open(&file).unwrap().with_policy(policy(&[], None));
     let model = weights.pp("model");
     let low = mini_gemini::towers::load_low_res(
         config.mm_vision_tower.as_deref().unwrap(),

@@ -43,7 +43,7 @@ fn batch(samples: &[TrainSample], indices: &[i64]) -> Vec<TrainSample> {
 }
 
 fn parameters(model: &MiniGemini) -> BTreeMap<String, Var> {
-    model.parameters().iter().map(|(name, var)| (name.to_string(), var.clone())).collect()
+    model.parameters().all().into_iter().collect()
 }
 
 fn scalar(tensor: &Tensor) -> f32 {

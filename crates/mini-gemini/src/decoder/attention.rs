@@ -49,7 +49,7 @@ impl Attention {
         let value = self.value.forward(input)?.reshape((rows, self.kv_heads, self.head_dim))?;
         let query = ops::rope(&query, rope, positions, RopeStyle::Half)?;
         let key = ops::rope(&key, rope, positions, RopeStyle::Half)?;
-        let scale = 1.0 / (self.head_dim as f64).sqrt();
+        let scale = 1.0 / (self.head_dim as f32).sqrt();
         let attended = match context {
             Context::Sequences(_) => {
                 let spec = AttentionSpec { scale, causal: true, segments: lengths.to_vec() };

@@ -16,6 +16,9 @@ use attention::Attention;
 pub use cache::KvCache;
 use mlp::FeedForward;
 
+/// Positions the rotary table starts with; it grows on demand.
+const FIRST_POSITIONS: usize = 2048;
+
 /// Activation of the gated MLP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activation {
@@ -56,7 +59,7 @@ pub struct DecoderConfig {
     /// RMSNorm epsilon.
     pub norm_eps: f64,
     /// Added to every norm weight: 1 in Gemma, else 0.
-    pub norm_offset: f64,
+    pub norm_offset: f32,
     /// Activation of the gated MLP.
     pub activation: Activation,
     /// Rotary base.
@@ -119,11 +122,11 @@ impl Decoder {
         let norm = model.tensor("norm.weight", &[config.hidden_size])?;
         // A tied head is the embedding, also when a copy of it was stored (spec: pitfalls A14).
         let head = if config.tied_head || !weights.contains("lm_head.weight") {
-            embedding.as_linear()
+            embedding.as_linear()?
         } else {
             weights.linear("lm_head", config.hidden_size, config.vocab_size, Bias::No)?
         };
-        let rope = RopeTable::new(config.head_dim, config.rope_theta);
+        let rope = RopeTable::new(config.head_dim, config.rope_theta, FIRST_POSITIONS);
         Ok(Self { embedding, layers, norm, head, rope, device: weights.device().clone(), config })
     }
 

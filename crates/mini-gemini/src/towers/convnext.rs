@@ -57,7 +57,7 @@ impl PatchConvolution {
             .transpose(1, 2)?
             .contiguous()?
             .reshape((rows * columns, kernel * kernel * channels))?;
-        Ok(ops::linear(&patches, &self.weight)?.broadcast_add(&self.bias)?)
+        Ok(ops::linear_bias(&patches, &self.weight, &self.bias)?)
     }
 }
 
@@ -86,12 +86,12 @@ impl Block {
     /// `[height, width, channels]` to the same. Drop path is off: inference only (spec: pitfalls A1).
     fn forward(&self, map: &Tensor, eps: f64) -> Result<Tensor> {
         let (height, width, channels) = map.dims3()?;
-        let params = DepthwiseParams { kernel: KERNEL, stride: 1, padding: [KERNEL / 2; 4] };
+        let params = DepthwiseParams::symmetric(KERNEL, 1, KERNEL / 2);
         let convolved = ops::depthwise(
             &map.unsqueeze(0)?,
             &self.depthwise_weight,
             Some(&self.depthwise_bias),
-            params,
+            &params,
         )?;
         let rows = convolved.reshape((height * width, channels))?;
         let inner = ops::gelu_erf(&self.fc1.forward(&self.norm.forward(&rows, eps)?)?)?;

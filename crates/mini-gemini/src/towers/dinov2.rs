@@ -91,8 +91,7 @@ impl Dinov2Tower {
         }
         let (patches, tokens) = (self.patches(), self.patches() + 1);
         let pictures = renormalise(pictures, IMAGENET_MEAN, IMAGENET_STD, &self.device)?;
-        let embedded = ops::linear(&patch_rows(&pictures, self.patch)?, &self.patch_weight)?
-            .broadcast_add(&self.patch_bias)?
+        let embedded = ops::linear_bias(&patch_rows(&pictures, self.patch)?, &self.patch_weight, &self.patch_bias)?
             .reshape((views, patches, self.width))?;
         let class = self.class_token.broadcast_as((views, 1, self.width))?.contiguous()?;
         let mut hidden = Tensor::cat(&[class, embedded], 1)?

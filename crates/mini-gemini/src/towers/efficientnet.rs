@@ -45,7 +45,7 @@ impl Pointwise {
     }
 
     fn forward(&self, map: &Tensor) -> Result<Tensor> {
-        Ok(ops::linear(map, &self.weight)?.broadcast_add(&self.bias)?)
+        Ok(ops::linear_bias(map, &self.weight, &self.bias)?)
     }
 }
 
@@ -77,9 +77,12 @@ impl Depthwise {
         let params = DepthwiseParams {
             kernel: self.kernel,
             stride: self.stride,
-            padding: [top, left, bottom, right],
+            pad_top: top,
+            pad_left: left,
+            pad_bottom: bottom,
+            pad_right: right,
         };
-        Ok(ops::depthwise(&map.unsqueeze(0)?, &self.weight, Some(&self.bias), params)?.squeeze(0)?)
+        Ok(ops::depthwise(&map.unsqueeze(0)?, &self.weight, Some(&self.bias), &params)?.squeeze(0)?)
     }
 }
 
@@ -88,10 +91,6 @@ fn same_padding(size: usize, kernel: usize, stride: usize) -> (usize, usize) {
     let output = size.div_ceil(stride);
     let total = ((output - 1) * stride + kernel).saturating_sub(size);
     (total / 2, total - total / 2)
-}
-
-fn relu6(tensor: &Tensor) -> Result<Tensor> {
-    Ok(tensor.clamp(0f32, 6f32)?)
 }
 
 /// Inverted residual block.
@@ -116,10 +115,10 @@ impl Block {
 
     fn forward(&self, map: &Tensor) -> Result<Tensor> {
         let expanded = match &self.expand {
-            Some(expand) => relu6(&expand.forward(map)?)?,
+            Some(expand) => ops::relu6(&expand.forward(map)?)?,
             None => map.clone(),
         };
-        let convolved = relu6(&self.depthwise.forward(&expanded)?)?;
+        let convolved = ops::relu6(&self.depthwise.forward(&expanded)?)?;
         let projected = self.project.forward(&convolved)?;
         if projected.shape() == map.shape() {
             Ok((projected + map)?)
@@ -188,7 +187,7 @@ impl EfficientNetTower {
     /// When a tensor operation fails.
     pub fn taps(&self, picture: &Tensor) -> Result<Vec<Tensor>> {
         let picture = renormalise(picture, MEAN, STD, &self.device)?;
-        let mut map = relu6(&self.stem(&picture)?)?;
+        let mut map = ops::relu6(&self.stem(&picture)?)?;
         let mut taps = Vec::with_capacity(TAPPED_BLOCKS.len() + 1);
         for (index, block) in self.blocks.iter().enumerate() {
             map = block.forward(&map)?;
@@ -196,7 +195,7 @@ impl EfficientNetTower {
                 taps.push(map.clone());
             }
         }
-        taps.push(relu6(&self.head.forward(&map)?)?);
+        taps.push(ops::relu6(&self.head.forward(&map)?)?);
         Ok(taps)
     }
 
@@ -230,7 +229,7 @@ impl EfficientNetTower {
             .reshape((channels * 9, rows * columns))?
             .t()?
             .contiguous()?;
-        let output = ops::linear(&patches, &self.stem_weight)?.broadcast_add(&self.stem_bias)?;
+        let output = ops::linear_bias(&patches, &self.stem_weight, &self.stem_bias)?;
         Ok(output.reshape((rows, columns, self.stem_bias.elem_count()))?)
     }
 }

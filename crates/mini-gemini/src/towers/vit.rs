@@ -106,7 +106,7 @@ impl Block {
         let key = split(self.key.forward(&normed)?)?;
         let value = split(self.value.forward(&normed)?)?;
         let spec = AttentionSpec {
-            scale: 1.0 / (head_dim as f64).sqrt(),
+            scale: 1.0 / (head_dim as f32).sqrt(),
             causal: false,
             segments: vec![tokens; views],
         };

@@ -70,7 +70,6 @@ pub fn policy(trainable: &[&str], lora: Option<LoraConfig>) -> WeightPolicy {
     WeightPolicy {
         device: Device::Cpu,
         storage: WeightStorage::F32,
-        keep_quantized: true,
         trainable: trainable.iter().map(|name| name.to_string()).collect(),
         lora,
     }
