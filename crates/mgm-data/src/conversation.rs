@@ -10,27 +10,9 @@ pub const IMAGE_PLACEHOLDER: &str = "<image>";
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Conversation {
     /// (role, text) in order; the first is the user's, the last the assistant's.
-    pub messages: Vec<(ConversationRole, String)>,
+    pub messages: Vec<(Role, String)>,
     /// Paths as written in the record, in the order of the placeholders.
     pub images: Vec<String>,
-}
-
-/// The two roles a training conversation has (kept apart from [`Role`] so that it compares).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ConversationRole {
-    /// `human`.
-    User,
-    /// `gpt`.
-    Assistant,
-}
-
-impl From<ConversationRole> for Role {
-    fn from(role: ConversationRole) -> Self {
-        match role {
-            ConversationRole::User => Self::User,
-            ConversationRole::Assistant => Self::Assistant,
-        }
-    }
 }
 
 impl Conversation {
@@ -48,21 +30,33 @@ impl Conversation {
         let mut placeholders = 0;
         for (position, sentence) in record.conversations.iter().enumerate() {
             let role = match sentence.from.as_str() {
-                "human" => ConversationRole::User,
-                "gpt" => ConversationRole::Assistant,
+                "human" => Role::User,
+                "gpt" => Role::Assistant,
                 // The official code drops the first sentence unless it is the human's, whoever speaks.
                 _ if position == 0 => continue,
-                other => return Err((format!("conversations[{position}].from"), format!("expected \"human\" or \"gpt\", found {other:?}"))),
+                other => {
+                    return Err((
+                        format!("conversations[{position}].from"),
+                        format!("expected \"human\" or \"gpt\", found {other:?}"),
+                    ));
+                }
             };
-            if messages.is_empty() && role == ConversationRole::Assistant {
+            if messages.is_empty() && role == Role::Assistant {
                 if position == 0 {
                     continue;
                 }
-                return Err((format!("conversations[{position}].from"), "expected \"human\" (roles must alternate), found \"gpt\"".to_owned()));
+                return Err((
+                    format!("conversations[{position}].from"),
+                    "expected \"human\" (roles must alternate), found \"gpt\"".to_owned(),
+                ));
             }
             if let Some((previous, _)) = messages.last() {
                 if *previous == role {
-                    let (expected, found) = if role == ConversationRole::User { ("gpt", "human") } else { ("human", "gpt") };
+                    let (expected, found) = if role == Role::User {
+                        ("gpt", "human")
+                    } else {
+                        ("human", "gpt")
+                    };
                     return Err((
                         format!("conversations[{position}].from"),
                         format!("expected {expected:?} (roles must alternate), found {found:?}"),
@@ -77,24 +71,41 @@ impl Conversation {
                 text
             };
             if text.is_empty() {
-                return Err((format!("conversations[{position}].value"), "expected some text, found an empty sentence".to_owned()));
+                return Err((
+                    format!("conversations[{position}].value"),
+                    "expected some text, found an empty sentence".to_owned(),
+                ));
             }
             messages.push((role, text));
         }
         match messages.last() {
-            None => return Err(("conversations".to_owned(), "expected a question and an answer, found none".to_owned())),
-            Some((ConversationRole::User, _)) => {
-                return Err(("conversations".to_owned(), "expected the last sentence to be from \"gpt\", found \"human\"".to_owned()));
+            None => {
+                return Err((
+                    "conversations".to_owned(),
+                    "expected a question and an answer, found none".to_owned(),
+                ));
             }
-            Some((ConversationRole::Assistant, _)) => {}
+            Some((Role::User, _)) => {
+                return Err((
+                    "conversations".to_owned(),
+                    "expected the last sentence to be from \"gpt\", found \"human\"".to_owned(),
+                ));
+            }
+            Some(_) => {}
         }
         if placeholders != record.image.len() {
             return Err((
                 "image".to_owned(),
-                format!("expected as many `<image>` placeholders as pictures ({}), found {placeholders}", record.image.len()),
+                format!(
+                    "expected as many `<image>` placeholders as pictures ({}), found {placeholders}",
+                    record.image.len()
+                ),
             ));
         }
-        Ok(Self { messages, images: record.image.clone() })
+        Ok(Self {
+            messages,
+            images: record.image.clone(),
+        })
     }
 
     /// Whether the record has a picture (decides between the image-aware and the ordinary tokenisation).
@@ -125,7 +136,13 @@ mod tests {
         Record {
             id: serde_json::Value::Null,
             image: images.iter().map(|path| (*path).to_owned()).collect(),
-            conversations: sentences.iter().map(|(from, value)| Sentence { from: (*from).into(), value: (*value).into() }).collect(),
+            conversations: sentences
+                .iter()
+                .map(|(from, value)| Sentence {
+                    from: (*from).into(),
+                    value: (*value).into(),
+                })
+                .collect(),
         }
     }
 
@@ -133,15 +150,32 @@ mod tests {
     fn placeholder_moves_to_the_front_once() {
         let conversation = Conversation::from_record(&record(
             &["a.png"],
-            &[("human", "What is the total?\n<image>\n Reference OCR token: Total,12.40 "), ("gpt", " 12.40 ")],
+            &[
+                (
+                    "human",
+                    "What is the total?\n<image>\n Reference OCR token: Total,12.40 ",
+                ),
+                ("gpt", " 12.40 "),
+            ],
         ))
         .unwrap();
-        assert_eq!(conversation.messages[0].1, "<image>\nWhat is the total?\n\n Reference OCR token: Total,12.40");
+        assert_eq!(
+            conversation.messages[0].1,
+            "<image>\nWhat is the total?\n\n Reference OCR token: Total,12.40"
+        );
         // A sentence without placeholder stays as it is, white space included.
         assert_eq!(conversation.messages[1].1, " 12.40 ");
-        let alone = Conversation::from_record(&record(&["a.png"], &[("human", " <image>\n"), ("gpt", "A cat.")])).unwrap();
+        let alone = Conversation::from_record(&record(
+            &["a.png"],
+            &[("human", " <image>\n"), ("gpt", "A cat.")],
+        ))
+        .unwrap();
         assert_eq!(alone.messages[0].1, "<image>");
-        let doubled = Conversation::from_record(&record(&["a.png"], &[("human", "<image> and <image>"), ("gpt", "x")])).unwrap();
+        let doubled = Conversation::from_record(&record(
+            &["a.png"],
+            &[("human", "<image> and <image>"), ("gpt", "x")],
+        ))
+        .unwrap();
         assert_eq!(doubled.messages[0].1, "<image>\nand");
     }
 
@@ -149,33 +183,74 @@ mod tests {
     fn text_only_is_untouched_and_leading_answer_dropped() {
         let conversation = Conversation::from_record(&record(
             &[],
-            &[("gpt", "Hello"), ("human", "what does <image> mean?"), ("gpt", "a tag")],
+            &[
+                ("gpt", "Hello"),
+                ("human", "what does <image> mean?"),
+                ("gpt", "a tag"),
+            ],
         ))
         .unwrap();
         assert_eq!(conversation.messages.len(), 2);
         assert_eq!(conversation.messages[0].1, "what does <image> mean?");
-        let system = Conversation::from_record(&record(&[], &[("system", "s"), ("human", "q"), ("gpt", "a")])).unwrap();
+        let system = Conversation::from_record(&record(
+            &[],
+            &[("system", "s"), ("human", "q"), ("gpt", "a")],
+        ))
+        .unwrap();
         assert_eq!(system.messages.len(), 2);
     }
 
     #[test]
     fn several_pictures_keep_their_placeholders() {
-        let conversation =
-            Conversation::from_record(&record(&["a", "b"], &[("human", "<image><image> differ?"), ("gpt", "yes")])).unwrap();
+        let conversation = Conversation::from_record(&record(
+            &["a", "b"],
+            &[("human", "<image><image> differ?"), ("gpt", "yes")],
+        ))
+        .unwrap();
         assert_eq!(conversation.messages[0].1, "<image>\n<image>\ndiffer?");
     }
 
     #[test]
     fn broken_conversations() {
-        let error = |images: &[&str], sentences: &[(&str, &str)]| Conversation::from_record(&record(images, sentences)).unwrap_err().0;
-        assert_eq!(error(&[], &[("human", "a"), ("human", "b")]), "conversations[1].from");
-        assert_eq!(error(&[], &[("human", "a"), ("robot", "b")]), "conversations[1].from");
-        assert_eq!(error(&[], &[("human", "a"), ("gpt", "")]), "conversations[1].value");
+        let error = |images: &[&str], sentences: &[(&str, &str)]| {
+            Conversation::from_record(&record(images, sentences))
+                .unwrap_err()
+                .0
+        };
+        assert_eq!(
+            error(&[], &[("human", "a"), ("human", "b")]),
+            "conversations[1].from"
+        );
+        assert_eq!(
+            error(&[], &[("human", "a"), ("robot", "b")]),
+            "conversations[1].from"
+        );
+        assert_eq!(
+            error(&[], &[("human", "a"), ("gpt", "")]),
+            "conversations[1].value"
+        );
         assert_eq!(error(&[], &[("human", "a")]), "conversations");
         assert_eq!(error(&[], &[]), "conversations");
         assert_eq!(error(&["a"], &[("human", "no tag"), ("gpt", "b")]), "image");
-        assert_eq!(error(&["a"], &[("human", "<image>"), ("gpt", "b"), ("human", "<image>"), ("gpt", "b")]), "image");
-        assert_eq!(error(&["a", "b"], &[("human", "<image>"), ("gpt", "b")]), "image");
-        assert_eq!(error(&[], &[("gpt", "a"), ("gpt", "b")]), "conversations[1].from");
+        assert_eq!(
+            error(
+                &["a"],
+                &[
+                    ("human", "<image>"),
+                    ("gpt", "b"),
+                    ("human", "<image>"),
+                    ("gpt", "b")
+                ]
+            ),
+            "image"
+        );
+        assert_eq!(
+            error(&["a", "b"], &[("human", "<image>"), ("gpt", "b")]),
+            "image"
+        );
+        assert_eq!(
+            error(&[], &[("gpt", "a"), ("gpt", "b")]),
+            "conversations[1].from"
+        );
     }
 }

@@ -44,19 +44,35 @@ impl Dataset {
     /// # Errors
     /// [`DataError`] naming the file and, for a broken record, its index, id and field.
     pub fn open(paths: &[PathBuf], invalid: InvalidRecords) -> Result<Self, DataError> {
-        let mut dataset = Self { files: Vec::new(), entries: Vec::new(), lengths: Vec::new(), skipped: 0, fingerprint: FNV_OFFSET };
+        let mut dataset = Self {
+            files: Vec::new(),
+            entries: Vec::new(),
+            lengths: Vec::new(),
+            skipped: 0,
+            fingerprint: FNV_OFFSET,
+        };
         for path in paths {
             dataset.index_file(path, invalid)?;
         }
         if dataset.entries.is_empty() {
-            let names: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
-            return Err(DataError::Empty(if names.is_empty() { "the recipe (no files given)".to_owned() } else { names.join(", ") }));
+            let names: Vec<String> = paths
+                .iter()
+                .map(|path| path.display().to_string())
+                .collect();
+            return Err(DataError::Empty(if names.is_empty() {
+                "the recipe (no files given)".to_owned()
+            } else {
+                names.join(", ")
+            }));
         }
         Ok(dataset)
     }
 
     fn index_file(&mut self, path: &Path, invalid: InvalidRecords) -> Result<(), DataError> {
-        let read_error = |source| DataError::Read { path: path.to_owned(), source };
+        let read_error = |source| DataError::Read {
+            path: path.to_owned(),
+            source,
+        };
         let mut file = File::open(path).map_err(read_error)?;
         let file_number = u32::try_from(self.files.len()).unwrap_or(u32::MAX);
         let mut index = 0_usize;
@@ -64,8 +80,9 @@ impl Dataset {
             let position = index;
             index += 1;
             self.fingerprint = fnv(self.fingerprint, bytes);
-            let checked = Record::parse(bytes)
-                .and_then(|record| Conversation::from_record(&record).map(|_| record.modality_length()));
+            let checked = Record::parse(bytes).and_then(|record| {
+                Conversation::from_record(&record).map(|_| record.modality_length())
+            });
             match checked {
                 Ok(length) => {
                     self.entries.push(Entry {
@@ -84,7 +101,12 @@ impl Dataset {
         match scanned {
             Ok(()) => {}
             Err(ScanError::Read(source)) => return Err(read_error(source)),
-            Err(ScanError::Format(message)) => return Err(DataError::Format { path: path.to_owned(), message }),
+            Err(ScanError::Format(message)) => {
+                return Err(DataError::Format {
+                    path: path.to_owned(),
+                    message,
+                });
+            }
             Err(ScanError::Visit(error)) => return Err(error),
         }
         self.files.push((path.to_owned(), Mutex::new(file)));
@@ -130,7 +152,12 @@ impl Dataset {
     /// Wraps a masking error with the record's file, index and id.
     pub fn mask_error(&self, number: usize, source: MaskError) -> DataError {
         match self.read(number) {
-            Ok((path, index, bytes)) => DataError::Mask { path: path.to_owned(), index, id: id_of_broken(&bytes), source },
+            Ok((path, index, bytes)) => DataError::Mask {
+                path: path.to_owned(),
+                index,
+                id: id_of_broken(&bytes),
+                source,
+            },
             Err(error) => error,
         }
     }
@@ -138,7 +165,11 @@ impl Dataset {
     /// A short name of record `number` for messages: file, index and id.
     pub fn describe(&self, number: usize) -> String {
         match self.read(number) {
-            Ok((path, index, bytes)) => format!("{}: record {index} (id {})", path.display(), id_of_broken(&bytes)),
+            Ok((path, index, bytes)) => format!(
+                "{}: record {index} (id {})",
+                path.display(),
+                id_of_broken(&bytes)
+            ),
             Err(_) => format!("record {number}"),
         }
     }
@@ -147,16 +178,32 @@ impl Dataset {
         let entry = &self.entries[number];
         let (path, file) = &self.files[entry.file as usize];
         let mut bytes = vec![0_u8; entry.bytes as usize];
-        let mut file = file.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut file = file
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         file.seek(SeekFrom::Start(entry.offset))
             .and_then(|_| file.read_exact(&mut bytes))
-            .map_err(|source| DataError::Read { path: path.clone(), source })?;
+            .map_err(|source| DataError::Read {
+                path: path.clone(),
+                source,
+            })?;
         Ok((path, entry.index as usize, bytes))
     }
 }
 
-fn record_error(path: &Path, index: usize, bytes: &[u8], (field, message): FieldError) -> DataError {
-    DataError::Record { path: path.to_owned(), index, id: id_of_broken(bytes), field, message }
+fn record_error(
+    path: &Path,
+    index: usize,
+    bytes: &[u8],
+    (field, message): FieldError,
+) -> DataError {
+    DataError::Record {
+        path: path.to_owned(),
+        index,
+        id: id_of_broken(bytes),
+        field,
+        message,
+    }
 }
 
 const FNV_OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
@@ -189,13 +236,24 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let first = write(&folder, "first.json", GOOD);
         let second = write(&folder, "second.json", &GOOD.replace("cat", "dog"));
-        let dataset = Dataset::open(&[first.clone(), second.clone()], InvalidRecords::Error).unwrap();
+        let dataset =
+            Dataset::open(&[first.clone(), second.clone()], InvalidRecords::Error).unwrap();
         assert_eq!(dataset.len(), 4);
         // `<image>` counts as one word, as in the official code.
         assert_eq!(dataset.modality_lengths(), [6, -3, 6, -3]);
-        assert_eq!(dataset.conversation(2).unwrap().messages[1].1, "A grey dog.");
-        assert_eq!(dataset.conversation(3).unwrap().messages[0].1, "Draw. <GEN>");
-        assert!(dataset.describe(3).ends_with("second.json: record 1 (id \"text-8\")"));
+        assert_eq!(
+            dataset.conversation(2).unwrap().messages[1].1,
+            "A grey dog."
+        );
+        assert_eq!(
+            dataset.conversation(3).unwrap().messages[0].1,
+            "Draw. <GEN>"
+        );
+        assert!(
+            dataset
+                .describe(3)
+                .ends_with("second.json: record 1 (id \"text-8\")")
+        );
         let swapped = Dataset::open(&[second, first], InvalidRecords::Error).unwrap();
         assert_ne!(dataset.fingerprint(), swapped.fingerprint());
     }
@@ -203,8 +261,18 @@ mod tests {
     #[test]
     fn errors_name_file_record_and_field() {
         let folder = tempfile::tempdir().unwrap();
-        let broken = write(&folder, "broken.json", &GOOD.replace("\"from\":\"gpt\",\"value\":\"Sure.\"", "\"from\":\"robot\",\"value\":\"Sure.\""));
-        let message = Dataset::open(std::slice::from_ref(&broken), InvalidRecords::Error).err().unwrap().to_string();
+        let broken = write(
+            &folder,
+            "broken.json",
+            &GOOD.replace(
+                "\"from\":\"gpt\",\"value\":\"Sure.\"",
+                "\"from\":\"robot\",\"value\":\"Sure.\"",
+            ),
+        );
+        let message = Dataset::open(std::slice::from_ref(&broken), InvalidRecords::Error)
+            .err()
+            .unwrap()
+            .to_string();
         assert!(
             message.ends_with(r#"broken.json: record 1 (id "text-8"): conversations[1].from: expected "human" or "gpt", found "robot""#),
             "{message}"
@@ -212,10 +280,25 @@ mod tests {
         let lenient = Dataset::open(&[broken], InvalidRecords::Skip).unwrap();
         assert_eq!((lenient.len(), lenient.skipped()), (1, 1));
         let cut = write(&folder, "cut.json", &GOOD[..GOOD.len() - 40]);
-        assert!(Dataset::open(&[cut], InvalidRecords::Error).err().unwrap().to_string().contains("the file ends inside record 1"));
-        let missing = Dataset::open(&[folder.path().join("none.json")], InvalidRecords::Error).err().unwrap().to_string();
-        assert!(missing.starts_with("cannot read ") && missing.contains("none.json"), "{missing}");
+        assert!(
+            Dataset::open(&[cut], InvalidRecords::Error)
+                .err()
+                .unwrap()
+                .to_string()
+                .contains("the file ends inside record 1")
+        );
+        let missing = Dataset::open(&[folder.path().join("none.json")], InvalidRecords::Error)
+            .err()
+            .unwrap()
+            .to_string();
+        assert!(
+            missing.starts_with("cannot read ") && missing.contains("none.json"),
+            "{missing}"
+        );
         let empty = write(&folder, "empty.json", "[]");
-        assert!(matches!(Dataset::open(&[empty], InvalidRecords::Error), Err(DataError::Empty(_))));
+        assert!(matches!(
+            Dataset::open(&[empty], InvalidRecords::Error),
+            Err(DataError::Empty(_))
+        ));
     }
 }

@@ -65,7 +65,9 @@ pub enum MaskError {
     #[error("cannot tokenise: {0}")]
     Tokenise(String),
     /// The separately tokenised rounds do not add up to the whole (official warning "tokenization mismatch").
-    #[error("tokenisation mismatch: the rounds add up to {rounds} ids, the whole conversation has {whole}")]
+    #[error(
+        "tokenisation mismatch: the rounds add up to {rounds} ids, the whole conversation has {whole}"
+    )]
     Mismatch {
         /// Ids of all rounds together.
         rounds: usize,

@@ -11,7 +11,9 @@ pub fn resolve_image(folder: &Path, relative: &str) -> PathBuf {
     let repaired = if relative.contains("ocr") {
         relative.replace(".jpg", ".png")
     } else if relative.contains("VG_100K") {
-        relative.replace("VG_100K_2", "images").replace("VG_100K", "images")
+        relative
+            .replace("VG_100K_2", "images")
+            .replace("VG_100K", "images")
     } else {
         return plain;
     };
@@ -31,7 +33,14 @@ mod tests {
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
             std::fs::write(path, b"x").unwrap();
         }
-        let resolve = |name: &str| resolve_image(folder.path(), name).strip_prefix(folder.path()).unwrap().to_str().unwrap().to_owned();
+        let resolve = |name: &str| {
+            resolve_image(folder.path(), name)
+                .strip_prefix(folder.path())
+                .unwrap()
+                .to_str()
+                .unwrap()
+                .to_owned()
+        };
         assert_eq!(resolve("ocr_vqa/1.jpg"), "ocr_vqa/1.png");
         assert_eq!(resolve("vg/VG_100K_2/2.jpg"), "vg/images/2.jpg");
         assert_eq!(resolve("vg/VG_100K/2.jpg"), "vg/images/2.jpg");

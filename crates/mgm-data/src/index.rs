@@ -56,16 +56,23 @@ pub(crate) fn scan<R: Read, E>(
         if scanner.depth > 0 {
             record.extend_from_slice(&bytes[kept_from..]);
             if record.len() > record_limit {
-                return Err(ScanError::Format(format!("record {} is larger than {record_limit} bytes", scanner.records)));
+                return Err(ScanError::Format(format!(
+                    "record {} is larger than {record_limit} bytes",
+                    scanner.records
+                )));
             }
         }
         base += filled as u64;
     }
     match scanner.place {
-        _ if scanner.depth > 0 => Err(ScanError::Format(format!("the file ends inside record {}", scanner.records))),
-        Place::Outside { array: true } | Place::AfterComma => {
-            Err(ScanError::Format(format!("the file ends before the closing ']' (after {} records)", scanner.records)))
-        }
+        _ if scanner.depth > 0 => Err(ScanError::Format(format!(
+            "the file ends inside record {}",
+            scanner.records
+        ))),
+        Place::Outside { array: true } | Place::AfterComma => Err(ScanError::Format(format!(
+            "the file ends before the closing ']' (after {} records)",
+            scanner.records
+        ))),
         _ => Ok(()),
     }
 }
@@ -101,7 +108,14 @@ struct Scanner {
 
 impl Default for Scanner {
     fn default() -> Self {
-        Self { place: Place::Begin, depth: 0, in_string: false, escaped: false, start: 0, records: 0 }
+        Self {
+            place: Place::Begin,
+            depth: 0,
+            in_string: false,
+            escaped: false,
+            start: 0,
+            records: 0,
+        }
     }
 }
 
@@ -148,7 +162,9 @@ impl Scanner {
                 return Ok(Found::Start);
             }
             (Place::Outside { array: true }, b',') => self.place = Place::AfterComma,
-            (Place::AfterOpening | Place::Outside { array: true }, b']') => self.place = Place::Finished,
+            (Place::AfterOpening | Place::Outside { array: true }, b']') => {
+                self.place = Place::Finished
+            }
             (Place::Begin, _) => return Err("a JSON array of records"),
             (Place::Outside { array: true }, _) => return Err("',' or ']'"),
             (Place::Finished, _) => return Err("the end of the file"),
@@ -207,12 +223,32 @@ mod tests {
 
     #[test]
     fn broken_files() {
-        assert!(records("[{\"a\":1}", 4).unwrap_err().contains("closing ']'"));
-        assert!(records("[{\"a\":1},", 4).unwrap_err().contains("closing ']'"));
-        assert!(records("[{\"a\":1},{\"b\"", 4).unwrap_err().contains("inside record 1"));
-        assert!(records("[{\"a\":1} {\"b\":1}]", 4).unwrap_err().contains("',' or ']'"));
+        assert!(
+            records("[{\"a\":1}", 4)
+                .unwrap_err()
+                .contains("closing ']'")
+        );
+        assert!(
+            records("[{\"a\":1},", 4)
+                .unwrap_err()
+                .contains("closing ']'")
+        );
+        assert!(
+            records("[{\"a\":1},{\"b\"", 4)
+                .unwrap_err()
+                .contains("inside record 1")
+        );
+        assert!(
+            records("[{\"a\":1} {\"b\":1}]", 4)
+                .unwrap_err()
+                .contains("',' or ']'")
+        );
         assert!(records("hello", 4).unwrap_err().contains("a JSON array"));
-        assert!(records("[1]", 4).unwrap_err().contains("a record in braces"));
+        assert!(
+            records("[1]", 4)
+                .unwrap_err()
+                .contains("a record in braces")
+        );
         assert!(records("[] x", 4).unwrap_err().contains("end of the file"));
     }
 }

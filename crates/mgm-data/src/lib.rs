@@ -20,7 +20,7 @@ mod record;
 mod sampler;
 mod sequence;
 
-pub use conversation::{Conversation, ConversationRole, IMAGE_PLACEHOLDER};
+pub use conversation::{Conversation, IMAGE_PLACEHOLDER};
 pub use dataset::{Dataset, InvalidRecords};
 pub use error::{DataError, MaskError};
 pub use image_path::resolve_image;

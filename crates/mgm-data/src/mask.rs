@@ -33,12 +33,15 @@ pub trait ConversationEncoder {
 
 impl ConversationEncoder for Tokenizer {
     fn encode(&self, text: &str) -> Result<Vec<i64>, MaskError> {
-        let ids = self.encode_parse(text, true, true).map_err(|error| MaskError::Tokenise(error.to_string()))?;
+        let ids = self
+            .encode_parse(text, true, true)
+            .map_err(|error| MaskError::Tokenise(error.to_string()))?;
         Ok(ids.into_iter().map(i64::from).collect())
     }
 
     fn encode_with_images(&self, text: &str) -> Result<Vec<i64>, MaskError> {
-        mgm_text::encode_with_images(self, text).map_err(|error| MaskError::Tokenise(error.to_string()))
+        mgm_text::encode_with_images(self, text)
+            .map_err(|error| MaskError::Tokenise(error.to_string()))
     }
 
     fn is_legacy(&self) -> bool {
@@ -120,13 +123,22 @@ pub fn mask_rendered(
     max_length: usize,
     mismatch: MaskMismatch,
 ) -> Result<(Vec<i64>, Vec<i64>), MaskError> {
-    let encode = |text: &str| if has_image { encoder.encode_with_images(text) } else { encoder.encode(text) };
+    let encode = |text: &str| {
+        if has_image {
+            encoder.encode_with_images(text)
+        } else {
+            encoder.encode(text)
+        }
+    };
     let mut ids = encode(rendered)?;
     let mut labels = ids.clone();
     match rule {
         MaskRule::Plain => {
             // BOS (if any) and the placeholder; the caption and its newline are learnt.
-            let masked = encoder.encode_with_images(IMAGE_PLACEHOLDER)?.len().min(labels.len());
+            let masked = encoder
+                .encode_with_images(IMAGE_PLACEHOLDER)?
+                .len()
+                .min(labels.len());
             labels[..masked].fill(IGNORE_LABEL);
         }
         MaskRule::ChatMl => match chatml_labels(&ids, answers, encoder) {
@@ -143,7 +155,10 @@ pub fn mask_rendered(
             let current = mask_rounds(rule, rendered, &mut labels, &encode, encoder.is_legacy())?;
             if current < max_length && current != total {
                 if mismatch == MaskMismatch::Error {
-                    return Err(MaskError::Mismatch { rounds: current, whole: total });
+                    return Err(MaskError::Mismatch {
+                        rounds: current,
+                        whole: total,
+                    });
                 }
                 labels.fill(IGNORE_LABEL);
             }
@@ -158,8 +173,13 @@ fn separators(rule: MaskRule) -> (&'static str, &'static str) {
         MaskRule::V1 => ("</s>", " ASSISTANT: "),
         MaskRule::LlamaV2 => ("</s>", "[/INST] "),
         MaskRule::Gemma => ("<eos>", "<start_of_turn>model\n"),
-        MaskRule::Llama3 => ("<|eot_id|>", "<|eot_id|><|start_header_id|>system<|end_header_id|>\n\n"),
-        MaskRule::Mpt | MaskRule::ChatMl | MaskRule::Plain => ("<|im_end|>", "<|im_end|><|im_start|>assistant\n"),
+        MaskRule::Llama3 => (
+            "<|eot_id|>",
+            "<|eot_id|><|start_header_id|>system<|end_header_id|>\n\n",
+        ),
+        MaskRule::Mpt | MaskRule::ChatMl | MaskRule::Plain => {
+            ("<|im_end|>", "<|im_end|><|im_start|>assistant\n")
+        }
     }
 }
 
@@ -176,7 +196,13 @@ fn mask_rounds(
     let rounds: Vec<String> = if matches!(rule, MaskRule::Llama3 | MaskRule::Mpt) {
         // System, first question and first answer belong together; then question and answer in pairs.
         let mut rounds = vec![pieces[..pieces.len().min(3)].join(end)];
-        rounds.extend(pieces.get(3..).unwrap_or_default().chunks(2).map(|pair| pair.join(end)));
+        rounds.extend(
+            pieces
+                .get(3..)
+                .unwrap_or_default()
+                .chunks(2)
+                .map(|pair| pair.join(end)),
+        );
         rounds
     } else {
         pieces.into_iter().map(str::to_owned).collect()
@@ -197,12 +223,16 @@ fn mask_rounds(
         let (round_length, instruction_length) = match rule {
             // BOS and the space at the end of the head, which in context joins the answer's first word. After `</s>` a non-legacy
             // tokeniser puts no dummy "▁", a round tokenised alone has one.
-            MaskRule::V1 if number > 0 && !legacy => (round_ids.saturating_sub(1), head_ids.saturating_sub(3)),
+            MaskRule::V1 if number > 0 && !legacy => {
+                (round_ids.saturating_sub(1), head_ids.saturating_sub(3))
+            }
             MaskRule::V1 | MaskRule::LlamaV2 => (round_ids, head_ids.saturating_sub(2)),
             // BOS stands for the end token that the split removed.
             MaskRule::Gemma | MaskRule::Llama3 => (round_ids, head_ids.saturating_sub(1)),
             MaskRule::Mpt if legacy => (round_ids + 1, head_ids),
-            MaskRule::Mpt | MaskRule::ChatMl | MaskRule::Plain => (round_ids, head_ids.saturating_sub(1)),
+            MaskRule::Mpt | MaskRule::ChatMl | MaskRule::Plain => {
+                (round_ids, head_ids.saturating_sub(1))
+            }
         };
         ignore(labels, current, instruction_length);
         current += round_length;
@@ -221,9 +251,17 @@ fn ignore(labels: &mut [i64], start: usize, count: usize) {
 }
 
 /// ChatML with newlines: between `<|im_start|>` + the ids of `assistant⏎` and `<|im_end|>` inclusive.
-fn chatml_labels(ids: &[i64], answers: usize, encoder: &dyn ConversationEncoder) -> Result<Vec<i64>, MaskError> {
+fn chatml_labels(
+    ids: &[i64],
+    answers: usize,
+    encoder: &dyn ConversationEncoder,
+) -> Result<Vec<i64>, MaskError> {
     let special = |token: &str| {
-        encoder.special(token).ok_or_else(|| MaskError::Template(format!("the tokeniser has no {token} token, which the template needs")))
+        encoder.special(token).ok_or_else(|| {
+            MaskError::Template(format!(
+                "the tokeniser has no {token} token, which the template needs"
+            ))
+        })
     };
     let start = special("<|im_start|>")?;
     let end = special("<|im_end|>")?;
@@ -242,20 +280,32 @@ fn chatml_labels(ids: &[i64], answers: usize, encoder: &dyn ConversationEncoder)
         }
         let body = position + 1;
         let Some(length) = ids[body..].iter().position(|&id| id == end || id == start) else {
-            return Err(MaskError::Structure(format!("the turn that starts at id {position} has no <|im_end|>")));
+            return Err(MaskError::Structure(format!(
+                "the turn that starts at id {position} has no <|im_end|>"
+            )));
         };
         if ids[body + length] == start {
-            return Err(MaskError::Structure(format!("the turn that starts at id {position} has no <|im_end|> before the next turn")));
+            return Err(MaskError::Structure(format!(
+                "the turn that starts at id {position} has no <|im_end|> before the next turn"
+            )));
         }
         if ids[body..body + length].starts_with(&header) {
             let answer = body + header.len()..=body + length;
             labels[answer.clone()].copy_from_slice(&ids[answer]);
             found += 1;
+        } else if header.len() > 1
+            && ids[body..body + length].starts_with(&header[..header.len() - 1])
+        {
+            return Err(MaskError::Structure(format!(
+                "the answer at id {body} melts into its header `assistant⏎`; does it begin with a line break?"
+            )));
         }
         position = body + length + 1;
     }
     if found != answers {
-        return Err(MaskError::Structure(format!("expected {answers} answers among the ids, found {found}")));
+        return Err(MaskError::Structure(format!(
+            "expected {answers} answers among the ids, found {found}"
+        )));
     }
     Ok(labels)
 }

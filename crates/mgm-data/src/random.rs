@@ -79,6 +79,9 @@ mod tests {
             }] += 1;
         }
         // 1000 expected each; 5 standard deviations are about 145.
-        assert!(counts.iter().all(|&count| (855..=1145).contains(&count)), "{counts:?}");
+        assert!(
+            counts.iter().all(|&count| (855..=1145).contains(&count)),
+            "{counts:?}"
+        );
     }
 }

@@ -56,7 +56,11 @@ impl Record {
     /// Length in whitespace-separated words over all sentences, positive with an image and negative without
     /// (official `modality_lengths`).
     pub fn modality_length(&self) -> i64 {
-        let words: usize = self.conversations.iter().map(|sentence| sentence.value.split_whitespace().count()).sum();
+        let words: usize = self
+            .conversations
+            .iter()
+            .map(|sentence| sentence.value.split_whitespace().count())
+            .sum();
         let words = i64::try_from(words).unwrap_or(i64::MAX);
         if self.image.is_empty() { -words } else { words }
     }
@@ -86,32 +90,61 @@ fn explain(json: &[u8], error: &serde_json::Error) -> FieldError {
         Err(error) => return ("record".to_owned(), format!("not valid JSON: {error}")),
     };
     let Value::Object(fields) = &value else {
-        return ("record".to_owned(), format!("expected an object, found {}", kind(&value)));
+        return (
+            "record".to_owned(),
+            format!("expected an object, found {}", kind(&value)),
+        );
     };
     match fields.get("image") {
         None | Some(Value::Null | Value::String(_)) => {}
         Some(Value::Array(paths)) => {
-            if let Some((position, path)) = paths.iter().enumerate().find(|(_, path)| !path.is_string()) {
-                return (format!("image[{position}]"), format!("expected a path, found {}", kind(path)));
+            if let Some((position, path)) =
+                paths.iter().enumerate().find(|(_, path)| !path.is_string())
+            {
+                return (
+                    format!("image[{position}]"),
+                    format!("expected a path, found {}", kind(path)),
+                );
             }
         }
-        Some(other) => return ("image".to_owned(), format!("expected a path or a list of paths, found {}", kind(other))),
+        Some(other) => {
+            return (
+                "image".to_owned(),
+                format!("expected a path or a list of paths, found {}", kind(other)),
+            );
+        }
     }
     let sentences = match fields.get("conversations") {
         None => return ("conversations".to_owned(), "missing".to_owned()),
         Some(Value::Array(sentences)) => sentences,
-        Some(other) => return ("conversations".to_owned(), format!("expected a list, found {}", kind(other))),
+        Some(other) => {
+            return (
+                "conversations".to_owned(),
+                format!("expected a list, found {}", kind(other)),
+            );
+        }
     };
     for (position, sentence) in sentences.iter().enumerate() {
         let Value::Object(parts) = sentence else {
-            return (format!("conversations[{position}]"), format!("expected an object, found {}", kind(sentence)));
+            return (
+                format!("conversations[{position}]"),
+                format!("expected an object, found {}", kind(sentence)),
+            );
         };
         for key in ["from", "value"] {
             match parts.get(key) {
                 Some(Value::String(_)) => {}
-                None => return (format!("conversations[{position}].{key}"), "missing".to_owned()),
+                None => {
+                    return (
+                        format!("conversations[{position}].{key}"),
+                        "missing".to_owned(),
+                    );
+                }
                 Some(other) => {
-                    return (format!("conversations[{position}].{key}"), format!("expected a string, found {}", kind(other)));
+                    return (
+                        format!("conversations[{position}].{key}"),
+                        format!("expected a string, found {}", kind(other)),
+                    );
                 }
             }
         }
@@ -121,7 +154,11 @@ fn explain(json: &[u8], error: &serde_json::Error) -> FieldError {
 
 /// The `id` of a record that does not parse, as far as it can be found.
 pub(crate) fn id_of_broken(json: &[u8]) -> String {
-    serde_json::from_slice::<Value>(json).ok().as_ref().and_then(|value| value.get("id")).map_or_else(|| "none".to_owned(), id_text)
+    serde_json::from_slice::<Value>(json)
+        .ok()
+        .as_ref()
+        .and_then(|value| value.get("id"))
+        .map_or_else(|| "none".to_owned(), id_text)
 }
 
 #[cfg(test)]
@@ -132,24 +169,45 @@ mod tests {
     fn one_path_many_paths_and_none() {
         let parse = |text: &str| Record::parse(text.as_bytes()).unwrap();
         let base = r#""conversations":[{"from":"human","value":"two words"},{"from":"gpt","value":"one"}]"#;
-        assert_eq!(parse(&format!(r#"{{"id":7,"image":"a.png",{base}}}"#)).image, ["a.png"]);
-        assert_eq!(parse(&format!(r#"{{"image":["a.png","b.png"],{base}}}"#)).image, ["a.png", "b.png"]);
+        assert_eq!(
+            parse(&format!(r#"{{"id":7,"image":"a.png",{base}}}"#)).image,
+            ["a.png"]
+        );
+        assert_eq!(
+            parse(&format!(r#"{{"image":["a.png","b.png"],{base}}}"#)).image,
+            ["a.png", "b.png"]
+        );
         let text_only = parse(&format!(r#"{{"id":"x","image":null,"model":"?",{base}}}"#));
         assert!(text_only.image.is_empty());
         assert_eq!(text_only.modality_length(), -3);
         assert_eq!(text_only.id_text(), "\"x\"");
-        assert_eq!(parse(&format!(r#"{{"image":"a.png",{base}}}"#)).modality_length(), 3);
+        assert_eq!(
+            parse(&format!(r#"{{"image":"a.png",{base}}}"#)).modality_length(),
+            3
+        );
     }
 
     #[test]
     fn errors_name_the_field() {
         let field = |text: &str| Record::parse(text.as_bytes()).unwrap_err();
         assert_eq!(field(r#"{"id":1}"#).0, "conversations");
-        assert_eq!(field(r#"{"conversations":[{"from":"human"}]}"#), ("conversations[0].value".into(), "missing".into()));
+        assert_eq!(
+            field(r#"{"conversations":[{"from":"human"}]}"#),
+            ("conversations[0].value".into(), "missing".into())
+        );
         let (path, message) = field(r#"{"conversations":[{"from":"human","value":3}]}"#);
-        assert_eq!((path.as_str(), message.as_str()), ("conversations[0].value", "expected a string, found a number"));
+        assert_eq!(
+            (path.as_str(), message.as_str()),
+            (
+                "conversations[0].value",
+                "expected a string, found a number"
+            )
+        );
         assert_eq!(field(r#"{"image":4,"conversations":[]}"#).0, "image");
-        assert_eq!(field(r#"{"image":["a",4],"conversations":[]}"#).0, "image[1]");
+        assert_eq!(
+            field(r#"{"image":["a",4],"conversations":[]}"#).0,
+            "image[1]"
+        );
         assert_eq!(field(r#"[1]"#).1, "expected an object, found a list");
     }
 }

@@ -30,6 +30,7 @@ pub struct SamplerSettings {
 }
 
 /// The order of records. Micro batch `position` is a pure function of the settings, so a resumed run needs only the position.
+#[derive(Clone)]
 pub struct Sampler {
     settings: SamplerSettings,
     lengths: Arc<[i64]>,
@@ -54,7 +55,11 @@ impl Sampler {
             world: settings.world.max(1),
             ..settings
         };
-        Ok(Self { settings, lengths, epoch: None })
+        Ok(Self {
+            settings,
+            lengths,
+            epoch: None,
+        })
     }
 
     /// Micro batches of one process per epoch. The last block of an epoch may be smaller; when the blocks do not divide
@@ -74,13 +79,20 @@ impl Sampler {
         let per_epoch = self.micro_batches_per_epoch();
         let epoch = position / per_epoch;
         let settings = self.settings;
-        if self.epoch.as_ref().is_none_or(|(cached, _)| *cached != epoch) {
+        if self
+            .epoch
+            .as_ref()
+            .is_none_or(|(cached, _)| *cached != epoch)
+        {
             let mut random = RandomStream::new(settings.seed, epoch);
             let order = match settings.grouping {
                 Grouping::Random => random_order(self.lengths.len(), &mut random),
-                Grouping::ModalityLength => {
-                    grouped_by_modality(&self.lengths, settings.batch, settings.world * settings.accumulation, &mut random)
-                }
+                Grouping::ModalityLength => grouped_by_modality(
+                    &self.lengths,
+                    settings.batch,
+                    settings.world * settings.accumulation,
+                    &mut random,
+                ),
             };
             self.epoch = Some((epoch, order));
         }
@@ -110,7 +122,12 @@ pub fn group_by_modality_length(
     random: &mut RandomStream,
 ) -> Result<Vec<usize>, DataError> {
     refuse_zero(lengths)?;
-    Ok(grouped_by_modality(lengths, batch.max(1), chunks.max(1), random))
+    Ok(grouped_by_modality(
+        lengths,
+        batch.max(1),
+        chunks.max(1),
+        random,
+    ))
 }
 
 fn refuse_zero(lengths: &[i64]) -> Result<(), DataError> {
@@ -120,8 +137,14 @@ fn refuse_zero(lengths: &[i64]) -> Result<(), DataError> {
     }
 }
 
-fn grouped_by_modality(lengths: &[i64], batch: usize, chunks: usize, random: &mut RandomStream) -> Vec<usize> {
-    let (with_image, text_only): (Vec<usize>, Vec<usize>) = (0..lengths.len()).partition(|&index| lengths[index] > 0);
+fn grouped_by_modality(
+    lengths: &[i64],
+    batch: usize,
+    chunks: usize,
+    random: &mut RandomStream,
+) -> Vec<usize> {
+    let (with_image, text_only): (Vec<usize>, Vec<usize>) =
+        (0..lengths.len()).partition(|&index| lengths[index] > 0);
     if with_image.is_empty() || text_only.is_empty() {
         // Literally `grouped(lengths)`: text-only lengths keep their sign, so their groups run from short to long.
         return grouped(lengths, batch, chunks, random);
@@ -132,8 +155,12 @@ fn grouped_by_modality(lengths: &[i64], batch: usize, chunks: usize, random: &mu
     for members in [with_image, text_only] {
         let member_lengths: Vec<i64> = members.iter().map(|&index| lengths[index].abs()).collect();
         let order = grouped(&member_lengths, batch, chunks, random);
-        let ordered: Vec<usize> = order.into_iter().map(|position| members[position]).collect();
-        let mut blocks: Vec<Vec<usize>> = ordered.chunks(megabatch).map(<[usize]>::to_vec).collect();
+        let ordered: Vec<usize> = order
+            .into_iter()
+            .map(|position| members[position])
+            .collect();
+        let mut blocks: Vec<Vec<usize>> =
+            ordered.chunks(megabatch).map(<[usize]>::to_vec).collect();
         set_aside.extend(blocks.pop().unwrap_or_default());
         megabatches.append(&mut blocks);
     }
@@ -163,7 +190,16 @@ fn grouped(lengths: &[i64], batch: usize, chunks: usize, random: &mut RandomStre
 
 fn even_chunks(indices: &[usize], lengths: &[i64], chunks: usize) -> Vec<Vec<usize>> {
     if !indices.len().is_multiple_of(chunks) {
-        return (0..chunks).map(|first| indices.iter().skip(first).step_by(chunks).copied().collect()).collect();
+        return (0..chunks)
+            .map(|first| {
+                indices
+                    .iter()
+                    .skip(first)
+                    .step_by(chunks)
+                    .copied()
+                    .collect()
+            })
+            .collect();
     }
     let capacity = indices.len() / chunks;
     let mut dealt: Vec<Vec<usize>> = vec![Vec::with_capacity(capacity); chunks];
@@ -179,7 +215,9 @@ fn even_chunks(indices: &[usize], lengths: &[i64], chunks: usize) -> Vec<Vec<usi
                 }
             }
         }
-        let Some((chunk, total)) = shortest else { break };
+        let Some((chunk, total)) = shortest else {
+            break;
+        };
         dealt[chunk].push(index);
         totals[chunk] = (dealt[chunk].len() < capacity).then_some(total + lengths[index]);
     }
@@ -201,17 +239,33 @@ mod tests {
         // Sorted descending: lengths 9 8 5 4 2 1 into two chunks of three.
         let lengths = [9, 8, 5, 4, 2, 1];
         // 9→A; 8→B; B(8)<A(9): 5→B=13; A(9)<13: 4→A=13; tie: 2→A (full); 1→B.
-        assert_eq!(even_chunks(&[0, 1, 2, 3, 4, 5], &lengths, 2), [vec![0, 3, 4], vec![1, 2, 5]]);
+        assert_eq!(
+            even_chunks(&[0, 1, 2, 3, 4, 5], &lengths, 2),
+            [vec![0, 3, 4], vec![1, 2, 5]]
+        );
         // Not divisible: every second one.
-        assert_eq!(even_chunks(&[0, 1, 2, 3, 4], &lengths, 2), [vec![0, 2, 4], vec![1, 3]]);
+        assert_eq!(
+            even_chunks(&[0, 1, 2, 3, 4], &lengths, 2),
+            [vec![0, 2, 4], vec![1, 3]]
+        );
     }
 
     #[test]
     fn nearly_every_batch_has_one_modality() {
-        let lengths: Vec<i64> = (0..203).map(|index| if index % 3 == 0 { -(1 + index % 17) } else { 5 + index % 40 }).collect();
+        let lengths: Vec<i64> = (0..203)
+            .map(|index| {
+                if index % 3 == 0 {
+                    -(1 + index % 17)
+                } else {
+                    5 + index % 40
+                }
+            })
+            .collect();
         let (batch, chunks) = (4, 2);
         for seed in 0..20 {
-            let order = group_by_modality_length(&lengths, batch, chunks, &mut RandomStream::new(seed, 0)).unwrap();
+            let order =
+                group_by_modality_length(&lengths, batch, chunks, &mut RandomStream::new(seed, 0))
+                    .unwrap();
             assert!(is_permutation(&order, lengths.len()));
             let images = lengths.iter().filter(|&&length| length > 0).count();
             let texts = lengths.len() - images;
@@ -234,31 +288,60 @@ mod tests {
             order
                 .chunks(8)
                 .map(|block| {
-                    let sums: Vec<i64> = block.chunks(4).map(|batch| batch.iter().map(|&index| lengths[index]).sum()).collect();
+                    let sums: Vec<i64> = block
+                        .chunks(4)
+                        .map(|batch| batch.iter().map(|&index| lengths[index]).sum())
+                        .collect();
                     (sums[0] - sums[1]).abs()
                 })
                 .sum()
         };
         let plain = spread(&random_order(lengths.len(), &mut RandomStream::new(1, 0)));
-        let even = spread(&group_by_modality_length(&lengths, 4, 2, &mut RandomStream::new(1, 0)).unwrap());
+        let even = spread(
+            &group_by_modality_length(&lengths, 4, 2, &mut RandomStream::new(1, 0)).unwrap(),
+        );
         assert!(even * 3 < plain, "even {even}, plain {plain}");
     }
 
     #[test]
     fn one_modality_and_zero_length() {
         let mut random = RandomStream::new(0, 0);
-        assert!(is_permutation(&group_by_modality_length(&[-3, -1, -2], 2, 1, &mut random).unwrap(), 3));
-        assert!(matches!(group_by_modality_length(&[3, 0], 2, 1, &mut random), Err(DataError::NoWords { index: 1 })));
+        assert!(is_permutation(
+            &group_by_modality_length(&[-3, -1, -2], 2, 1, &mut random).unwrap(),
+            3
+        ));
+        assert!(matches!(
+            group_by_modality_length(&[3, 0], 2, 1, &mut random),
+            Err(DataError::NoWords { index: 1 })
+        ));
     }
 
     #[test]
     fn position_decides_everything() {
-        let lengths: Arc<[i64]> = (0..23).map(|index| if index % 4 == 0 { -2 } else { 3 + index }).collect::<Vec<i64>>().into();
+        let lengths: Arc<[i64]> = (0..23)
+            .map(|index| if index % 4 == 0 { -2 } else { 3 + index })
+            .collect::<Vec<i64>>()
+            .into();
         for grouping in [Grouping::Random, Grouping::ModalityLength] {
-            let settings = SamplerSettings { grouping, batch: 4, accumulation: 2, seed: 7, rank: 0, world: 1 };
+            let settings = SamplerSettings {
+                grouping,
+                batch: 4,
+                accumulation: 2,
+                seed: 7,
+                rank: 0,
+                world: 1,
+            };
             let mut straight = Sampler::new(settings, Arc::clone(&lengths)).unwrap();
-            assert_eq!((straight.micro_batches_per_epoch(), straight.steps_per_epoch()), (6, 3));
-            let all: Vec<Vec<usize>> = (0..18).map(|position| straight.micro_batch(position)).collect();
+            assert_eq!(
+                (
+                    straight.micro_batches_per_epoch(),
+                    straight.steps_per_epoch()
+                ),
+                (6, 3)
+            );
+            let all: Vec<Vec<usize>> = (0..18)
+                .map(|position| straight.micro_batch(position))
+                .collect();
             for position in [17, 3, 9, 0] {
                 let mut resumed = Sampler::new(settings, Arc::clone(&lengths)).unwrap();
                 assert_eq!(resumed.micro_batch(position), all[position as usize]);
@@ -274,10 +357,19 @@ mod tests {
     fn processes_share_an_epoch() {
         let lengths: Arc<[i64]> = vec![1; 22].into();
         let at = |rank: usize| {
-            let settings = SamplerSettings { grouping: Grouping::Random, batch: 2, accumulation: 1, seed: 1, rank, world: 4 };
+            let settings = SamplerSettings {
+                grouping: Grouping::Random,
+                batch: 2,
+                accumulation: 1,
+                seed: 1,
+                rank,
+                world: 4,
+            };
             let mut sampler = Sampler::new(settings, Arc::clone(&lengths)).unwrap();
             assert_eq!(sampler.micro_batches_per_epoch(), 3);
-            (0..3).flat_map(|position| sampler.micro_batch(position)).collect::<Vec<usize>>()
+            (0..3)
+                .flat_map(|position| sampler.micro_batch(position))
+                .collect::<Vec<usize>>()
         };
         let mut seen: Vec<usize> = (0..4).flat_map(at).collect();
         seen.sort_unstable();

@@ -1,6 +1,6 @@
-use mgm_text::{IGNORE_LABEL, IMAGE_TOKEN, Message, Template};
+use mgm_text::{IGNORE_LABEL, IMAGE_TOKEN, Message, Role, Template};
 
-use crate::conversation::{Conversation, ConversationRole, IMAGE_PLACEHOLDER};
+use crate::conversation::{Conversation, IMAGE_PLACEHOLDER};
 use crate::error::MaskError;
 use crate::mask::{ConversationEncoder, MaskMismatch, MaskRule, mask_rendered};
 
@@ -40,7 +40,11 @@ impl Sequence {
 
     /// Number of positions whose next token is learnt (the label of the first position has no predecessor).
     pub fn supervised(&self) -> usize {
-        self.labels.iter().skip(1).filter(|&&label| label != IGNORE_LABEL).count()
+        self.labels
+            .iter()
+            .skip(1)
+            .filter(|&&label| label != IGNORE_LABEL)
+            .count()
     }
 
     /// Cuts the tail so that at most `max_length` positions remain; a picture that does not fit whole goes entirely.
@@ -67,13 +71,32 @@ pub fn tokenise(
     conversation: &Conversation,
     encoder: &dyn ConversationEncoder,
 ) -> Result<Sequence, MaskError> {
-    let rule = MaskRule::for_template(&settings.template)
-        .ok_or_else(|| MaskError::Template(format!("template `{}` has no rule for training labels", settings.template)))?;
+    let rule = MaskRule::for_template(&settings.template).ok_or_else(|| {
+        MaskError::Template(format!(
+            "template `{}` has no rule for training labels",
+            settings.template
+        ))
+    })?;
     let has_image = conversation.has_image();
-    let rendered = if rule == MaskRule::Plain { plain_text(conversation)? } else { render(&settings.template, conversation)? };
-    let answers = conversation.messages.iter().filter(|(role, _)| *role == ConversationRole::Assistant).count();
-    let (ids, labels) =
-        mask_rendered(rule, &rendered, answers, has_image, encoder, settings.max_length, settings.mismatch)?;
+    let rendered = if rule == MaskRule::Plain {
+        plain_text(conversation)?
+    } else {
+        render(&settings.template, conversation)?
+    };
+    let answers = conversation
+        .messages
+        .iter()
+        .filter(|(role, _)| *role == Role::Assistant)
+        .count();
+    let (ids, labels) = mask_rendered(
+        rule,
+        &rendered,
+        answers,
+        has_image,
+        encoder,
+        settings.max_length,
+        settings.mismatch,
+    )?;
     let mut sequence = Sequence { ids, labels };
     if sequence.images() != conversation.images.len() {
         return Err(MaskError::Structure(format!(
@@ -85,22 +108,34 @@ pub fn tokenise(
     let length = sequence.positions(settings.visual_tokens);
     sequence.truncate(settings.max_length, settings.visual_tokens);
     if sequence.supervised() == 0 && settings.mismatch == MaskMismatch::Error {
-        return Err(MaskError::NothingToLearn { max_length: settings.max_length, length });
+        return Err(MaskError::NothingToLearn {
+            max_length: settings.max_length,
+            length,
+        });
     }
     Ok(sequence)
 }
 
 fn render(template: &str, conversation: &Conversation) -> Result<String, MaskError> {
-    let template = Template::by_name(template).map_err(|error| MaskError::Template(error.to_string()))?;
-    let messages: Vec<Message> =
-        conversation.messages.iter().map(|(role, text)| Message { role: (*role).into(), text: Some(text.clone()) }).collect();
+    let template =
+        Template::by_name(template).map_err(|error| MaskError::Template(error.to_string()))?;
+    let messages: Vec<Message> = conversation
+        .messages
+        .iter()
+        .map(|(role, text)| Message {
+            role: *role,
+            text: Some(text.clone()),
+        })
+        .collect();
     Ok(template.render(&messages))
 }
 
 /// Stage 1 of Vicuna, Mixtral and Yi: the question is replaced by the bare placeholder, the caption ends with a newline.
 fn plain_text(conversation: &Conversation) -> Result<String, MaskError> {
     match conversation.messages.as_slice() {
-        [(_, question), (_, caption)] if question.contains(IMAGE_PLACEHOLDER) && conversation.images.len() == 1 => {
+        [(_, question), (_, caption)]
+            if question.contains(IMAGE_PLACEHOLDER) && conversation.images.len() == 1 =>
+        {
             Ok(format!("{IMAGE_PLACEHOLDER}{caption}\n"))
         }
         messages => Err(MaskError::Template(format!(
