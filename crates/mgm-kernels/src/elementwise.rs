@@ -308,7 +308,7 @@ fn to_bf16_slice<const FMA: bool>(x: &[f32], out: &mut [bf16]) {
     }
 }
 
-multiversion!(fn to_bf16_at(x: &[f32], out: &mut [bf16]) = to_bf16_slice);
+multiversion!(pub(crate) fn to_bf16_at(x: &[f32], out: &mut [bf16]) = to_bf16_slice);
 
 #[inline(always)]
 fn from_bf16_slice<const FMA: bool>(x: &[bf16], out: &mut [f32]) {

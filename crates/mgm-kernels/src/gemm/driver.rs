@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use super::kernel::{self, Family, MicroArguments, RowFormat};
 use super::pack::{PANEL, PackedWeight, WeightType};
-use super::rows::{RowBlocks, pack_block, row_bytes};
+use super::rows::{RowBlocks, pack_block, row_bytes, spare_rows};
 use super::{Activation, Epilogue};
 use crate::buffer::with_scratch;
 use crate::level::Level;
@@ -34,12 +34,32 @@ pub(crate) fn product(
     out: &mut [f32],
     epilogue: &Epilogue,
 ) {
+    product_with(
+        level,
+        kernel::family(level, w.weight_type(), m),
+        m,
+        x,
+        w,
+        out,
+        epilogue,
+    );
+}
+
+/// [`product`] with a given family of microkernels.
+pub(crate) fn product_with(
+    level: Level,
+    family: Family,
+    m: usize,
+    x: &[f32],
+    w: &PackedWeight,
+    out: &mut [f32],
+    epilogue: &Epilogue,
+) {
     let panels = Panels {
         data: w.data(),
         panel_stride: w.panel_bytes(),
         ldb: PANEL,
     };
-    let family = kernel::family(level, w.weight_type());
     run(
         level,
         family,
@@ -73,7 +93,7 @@ pub(crate) fn general(
         accumulate,
         ..Epilogue::default()
     };
-    let family = kernel::family(level, WeightType::F32);
+    let family = kernel::family(level, WeightType::F32, m);
     // Few rows read each value of `b` few times: packing it would cost more than strided reads.
     if !trans_b && m <= DIRECT_ROWS {
         let panels = Panels {
@@ -162,8 +182,9 @@ fn run(
     }
     let blocks = RowBlocks::new(m, family.kernels.len());
     let row_bytes = row_bytes(family.format, k);
-    with_scratch(m * row_bytes, |scratch| {
-        let packed = &mut scratch.cast_mut::<u8>()[..m * row_bytes];
+    let bytes = (m + spare_rows(family.format)) * row_bytes;
+    with_scratch(bytes, |scratch| {
+        let packed = &mut scratch.cast_mut::<u8>()[..bytes];
         pack_rows(
             level,
             family.format,
@@ -241,7 +262,7 @@ fn multiply(
     let (per_step, step_bytes) = match family.format {
         RowFormat::F32 => (1, 4),
         RowFormat::F32Pairs => (2, 8),
-        RowFormat::Bf16Pairs => (2, 4),
+        RowFormat::Bf16Pairs | RowFormat::Bf16Rows => (2, 4),
     };
     let total_steps = k.div_ceil(per_step);
     let block_steps = K_BLOCK / per_step;
@@ -257,6 +278,7 @@ fn multiply(
 
     let shared = SharedSlice::new(out);
     let task = |index: usize| {
+        let _tiles = Tiles::configure(family.tiles);
         let (row_task, column_task) = (index / column_tasks, index % column_tasks);
         let block_range =
             row_task * blocks_per_task..((row_task + 1) * blocks_per_task).min(blocks.count());
@@ -278,11 +300,19 @@ fn multiply(
                 for block in block_range.clone() {
                     let (start, end) = (blocks.start(block), blocks.start(block + 1));
                     let rows = end - start;
-                    let a = packed[start * row_bytes + first * rows * step_bytes..].as_ptr();
+                    // Interleaved rows advance together along k; separate rows each on their own.
+                    let together = if family.format == RowFormat::Bf16Rows {
+                        1
+                    } else {
+                        rows
+                    };
+                    let a = packed[start * row_bytes + first * together * step_bytes..].as_ptr();
                     let c = shared.pointer_at(start * n + column, (rows - 1) * n + columns);
                     let arguments = MicroArguments {
                         steps,
+                        rows,
                         a,
+                        lda: row_bytes,
                         b,
                         ldb: panels.ldb,
                         c,
@@ -311,5 +341,32 @@ fn multiply(
         (0..tasks).for_each(task);
     } else {
         (0..tasks).into_par_iter().for_each(task);
+    }
+}
+
+/// Holds the AMX tile configuration of this thread while a task runs.
+struct Tiles {
+    configured: bool,
+}
+
+impl Tiles {
+    fn configure(needed: bool) -> Self {
+        #[cfg(target_arch = "x86_64")]
+        if needed {
+            // SAFETY: a family that needs tiles is only chosen at `Level::Amx`, which the machine has.
+            unsafe { super::amx::configure() };
+        }
+        Self { configured: needed }
+    }
+}
+
+impl Drop for Tiles {
+    fn drop(&mut self) {
+        #[cfg(target_arch = "x86_64")]
+        if self.configured {
+            // SAFETY: configured on this thread: a task neither blocks nor moves.
+            unsafe { super::amx::release() };
+        }
+        let _ = self.configured;
     }
 }

@@ -1,6 +1,8 @@
 //! Matrix products: packed weights times rows, and general `f32` products.
 
 #[cfg(target_arch = "x86_64")]
+mod amx;
+#[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
@@ -146,8 +148,5 @@ pub fn matmul_at(
     );
 }
 
-/// Whether the AMX bf16 unit exists, is permitted and computes correctly.
 #[cfg(target_arch = "x86_64")]
-pub(crate) fn amx_usable() -> bool {
-    false
-}
+pub(crate) use amx::usable as amx_usable;

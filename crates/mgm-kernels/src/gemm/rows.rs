@@ -1,6 +1,9 @@
 //! Packing of the rows of `x`: blocks of up to a kernel's row count, values of a block's rows interleaved.
 
+use half::bf16;
+
 use super::kernel::RowFormat;
+use super::pack::K_ALIGN;
 use crate::elementwise::bf16_bits;
 use crate::level::Level;
 
@@ -36,7 +39,17 @@ pub(crate) fn row_bytes(format: RowFormat, k: usize) -> usize {
         RowFormat::F32 => k * 4,
         RowFormat::F32Pairs => k.div_ceil(2) * 8,
         RowFormat::Bf16Pairs => k.div_ceil(2) * 4,
+        RowFormat::Bf16Rows => {
+            let bytes = k.next_multiple_of(K_ALIGN) * 2;
+            // Rows a multiple of 1 KiB apart would compete for the same few cache sets.
+            if bytes % 1024 == 0 { bytes + 64 } else { bytes }
+        }
     }
+}
+
+/// Rows that a format needs readable after the last one: a tile always reads all its rows.
+pub(crate) fn spare_rows(format: RowFormat) -> usize {
+    if format == RowFormat::Bf16Rows { 32 } else { 0 }
 }
 
 /// Packs `rows` rows whose element (i, p) is `source[i · row_stride + p · column_stride]` into `out`
@@ -74,7 +87,7 @@ pub(crate) fn pack_block(
                 };
                 return;
             }
-            RowFormat::Bf16Pairs => {}
+            RowFormat::Bf16Pairs | RowFormat::Bf16Rows => {}
         }
     }
     let _ = level;
@@ -107,6 +120,22 @@ pub(crate) fn pack_block(
                     *o = u32::from(bf16_bits(value(i, 2 * p)))
                         | u32::from(bf16_bits(value(i, 2 * p + 1))) << 16;
                 }
+            }
+        }
+        RowFormat::Bf16Rows => {
+            let bytes = row_bytes(format, k);
+            for (i, row) in out.chunks_exact_mut(bytes).enumerate() {
+                let row: &mut [bf16] = bytemuck::cast_slice_mut(row);
+                let (values, padding) = row.split_at_mut(k);
+                if column_stride == 1 {
+                    crate::elementwise::to_bf16_at(level, &source[i * row_stride..][..k], values);
+                } else {
+                    for (p, value) in values.iter_mut().enumerate() {
+                        *value =
+                            bf16::from_bits(bf16_bits(source[i * row_stride + p * column_stride]));
+                    }
+                }
+                padding.fill(bf16::ZERO);
             }
         }
     }
