@@ -52,7 +52,7 @@ def cutout_pictures(data, source, path, key, noun, variants, side, fields, flip)
                 return []
             canvas, colour = pictures.composite(cutout, random, flip)
             save(canvas, data / name)
-        entries.append({"image": name, "source": source, "noun": noun, "background": colour, "side": side, **fields})
+        entries.append({"image": name, "source": source, "noun": noun, "background": colour, "side": side, "original": path.relative_to(data).as_posix(), **fields})
     return entries
 
 
