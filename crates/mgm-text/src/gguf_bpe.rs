@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use tokenizers::models::bpe::BPE;
+use tokenizers::normalizers::unicode::NFC;
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::pre_tokenizers::sequence::Sequence;
@@ -20,6 +21,8 @@ struct PreTokenizer {
     ignore_merges: bool,
     /// Whether BOS is added if the file does not say.
     add_bos: bool,
+    /// Text is brought to Unicode's composed form first.
+    compose: bool,
 }
 
 const GPT_2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
@@ -41,24 +44,35 @@ const PRE_TOKENIZERS: &[PreTokenizer] = &[
         splits: &[r"\p{N}", GPT_2],
         ignore_merges: false,
         add_bos: false,
+        compose: false,
     },
     PreTokenizer {
-        names: &["qwen2", "deepseek-r1-qwen", "stablelm2", "megrez"],
+        names: &["qwen2"],
         splits: &[QWEN_2],
         ignore_merges: false,
         add_bos: false,
+        compose: true,
+    },
+    PreTokenizer {
+        names: &["deepseek-r1-qwen", "stablelm2", "megrez"],
+        splits: &[QWEN_2],
+        ignore_merges: false,
+        add_bos: false,
+        compose: false,
     },
     PreTokenizer {
         names: &["llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral"],
         splits: &[LLAMA_3],
         ignore_merges: true,
         add_bos: true,
+        compose: false,
     },
     PreTokenizer {
         names: &["dbrx", "smaug-bpe"],
         splits: &[LLAMA_3],
         ignore_merges: false,
         add_bos: false,
+        compose: false,
     },
     PreTokenizer {
         names: &[
@@ -67,18 +81,21 @@ const PRE_TOKENIZERS: &[PreTokenizer] = &[
         splits: &[GPT_2],
         ignore_merges: false,
         add_bos: false,
+        compose: false,
     },
     PreTokenizer {
         names: &["falcon"],
         splits: &[r"[\p{P}\$\+<=>\^~\|`]+", GPT_2, "[0-9][0-9][0-9]"],
         ignore_merges: false,
         add_bos: false,
+        compose: false,
     },
     PreTokenizer {
         names: &["default"],
         splits: &[r"[\p{P}\$\+<=>\^~\|]+", GPT_2, r"\p{N}+", "[0-9][0-9][0-9]"],
         ignore_merges: false,
         add_bos: false,
+        compose: false,
     },
 ];
 
@@ -131,6 +148,12 @@ pub(crate) fn build(vocab: &GgufVocab) -> Result<(tokenizers::Tokenizer, bool), 
         .build()
         .map_err(|error| fail(format!("tokenizer.ggml.merges: {error}")))?;
     let mut tokenizer = tokenizers::Tokenizer::new(model);
+
+    if rule.compose {
+        tokenizer
+            .with_normalizer(Some(NFC))
+            .map_err(|error| fail(format!("tokenizer.ggml.pre = {name}: {error}")))?;
+    }
 
     let mut steps: Vec<PreTokenizerWrapper> = Vec::with_capacity(rule.splits.len() + 1);
     for pattern in rule.splits {

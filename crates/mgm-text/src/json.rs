@@ -101,9 +101,15 @@ impl JsonTokenizer {
             tokens[id as usize] = token;
         }
         let mut detokenizer = Detokenizer::new(strip_first_space);
+        // The SentencePiece steps act on added tokens too (Gemma's runs of spaces are such); GPT-2's bytes do not.
+        let added_spelling = if spelling == Spelling::Pieces {
+            Spelling::Pieces
+        } else {
+            Spelling::Literal
+        };
         for (id, token) in (0u32..).zip(tokens) {
             match added.get(&id) {
-                Some(token) => detokenizer.push(&token.content, Spelling::Literal, token.special),
+                Some(token) => detokenizer.push(&token.content, added_spelling, token.special),
                 None => detokenizer.push(token, spelling, false),
             }
         }

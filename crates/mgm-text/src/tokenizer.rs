@@ -289,13 +289,14 @@ impl Tokenizer {
                 bos: special.bos.or(own_prefix).or_else(|| {
                     first_of(&["<s>", "<bos>", "<|begin_of_text|>", "<|startoftext|>"])
                 }),
+                // Gemma's vocabulary has "</s>" as a piece of HTML, so the other names are asked for first.
                 eos: special.eos.or_else(|| {
                     first_of(&[
-                        "</s>",
                         "<eos>",
                         "<|end_of_text|>",
                         "<|im_end|>",
                         "<|endoftext|>",
+                        "</s>",
                     ])
                 }),
                 pad: special
