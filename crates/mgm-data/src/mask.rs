@@ -297,7 +297,7 @@ fn chatml_labels(
             && ids[body..body + length].starts_with(&header[..header.len() - 1])
         {
             return Err(MaskError::Structure(format!(
-                "the answer at id {body} melts into its header `assistant⏎`; does it begin with a line break?"
+                "the answer at id {body} melts into its header `assistant⏎`; does it begin with white space?"
             )));
         }
         position = body + length + 1;

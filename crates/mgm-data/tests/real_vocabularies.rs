@@ -121,7 +121,8 @@ fn the_small_model_learns_answers_and_their_end() {
     for template in ["smol", "smollm2"] {
         for answer in [
             "A cat.",
-            " 12,345.67 \n",
+            "12,345.67 \n",
+            " A dog.",
             "naïve 日本 🙂",
             "assistant\nassistant",
         ] {
@@ -157,7 +158,7 @@ fn the_small_model_learns_answers_and_their_end() {
     )
     .unwrap_err();
     assert!(
-        error.to_string().contains("begin with a line break"),
+        error.to_string().contains("begin with white space"),
         "{error}"
     );
 }

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use candle_core::{Device, Tensor};
 use half::{bf16, f16};
-use safetensors::tensor::{Dtype, TensorView};
+use serde_json::Value;
 
 use crate::error::TrainError;
 use crate::recipe::SaveType;
@@ -15,52 +15,55 @@ use crate::recipe::SaveType;
 /// A tensor to write: name, shape, f32 values.
 pub(crate) type NamedValues = (String, Vec<usize>, Vec<f32>);
 
-/// Writes tensors in the given format, with string metadata; the file appears complete or not at all.
+/// Writes tensors in the given format, with string metadata; the file appears complete or not at all. Equal content gives equal bytes
+/// (names and metadata in order), so that runs can be compared by their files.
 pub(crate) fn write(
     path: &Path,
     tensors: &[NamedValues],
     save_type: SaveType,
     metadata: BTreeMap<String, String>,
 ) -> Result<(), TrainError> {
-    let dtype = match save_type {
-        SaveType::F16 => Dtype::F16,
-        SaveType::Bf16 => Dtype::BF16,
-        SaveType::F32 => Dtype::F32,
+    let (dtype, size) = match save_type {
+        SaveType::F16 => ("F16", 2),
+        SaveType::Bf16 => ("BF16", 2),
+        SaveType::F32 => ("F32", 4),
     };
-    let encoded: Vec<Vec<u8>> = tensors
-        .iter()
-        .map(|(_, _, values)| match save_type {
-            SaveType::F16 => values
-                .iter()
-                .flat_map(|&value| f16::from_f32(value).to_le_bytes())
-                .collect(),
-            SaveType::Bf16 => values
-                .iter()
-                .flat_map(|&value| bf16::from_f32(value).to_le_bytes())
-                .collect(),
-            SaveType::F32 => values
-                .iter()
-                .flat_map(|value| value.to_le_bytes())
-                .collect(),
-        })
-        .collect();
-    let invalid = |error: safetensors::SafeTensorError| TrainError::Checkpoint {
-        path: path.to_owned(),
-        message: error.to_string(),
-    };
-    let mut views = Vec::with_capacity(tensors.len());
-    for ((name, shape, _), bytes) in tensors.iter().zip(&encoded) {
-        views.push((
-            name.as_str(),
-            TensorView::new(dtype, shape.clone(), bytes).map_err(invalid)?,
-        ));
+    let mut ordered: Vec<&NamedValues> = tensors.iter().collect();
+    ordered.sort_by(|left, right| left.0.cmp(&right.0));
+    let mut header = serde_json::Map::new();
+    if !metadata.is_empty() {
+        header.insert("__metadata__".to_owned(), serde_json::json!(metadata));
     }
-    let metadata: HashMap<String, String> = metadata.into_iter().collect();
-    let metadata = (!metadata.is_empty()).then_some(metadata);
-    write_atomically(
-        path,
-        &safetensors::serialize(views, metadata).map_err(invalid)?,
-    )
+    let mut offset = 0;
+    for (name, shape, values) in &ordered {
+        let end = offset + size * values.len();
+        let entry =
+            serde_json::json!({ "dtype": dtype, "shape": shape, "data_offsets": [offset, end] });
+        header.insert(name.clone(), entry);
+        offset = end;
+    }
+    let mut text = Value::Object(header).to_string();
+    // The format wants the data aligned to 8 bytes.
+    text.push_str(&" ".repeat(text.len().next_multiple_of(8) - text.len()));
+    let mut bytes = Vec::with_capacity(8 + text.len() + offset);
+    bytes.extend((text.len() as u64).to_le_bytes());
+    bytes.extend(text.as_bytes());
+    for (_, _, values) in ordered {
+        match save_type {
+            SaveType::F16 => bytes.extend(
+                values
+                    .iter()
+                    .flat_map(|&value| f16::from_f32(value).to_le_bytes()),
+            ),
+            SaveType::Bf16 => bytes.extend(
+                values
+                    .iter()
+                    .flat_map(|&value| bf16::from_f32(value).to_le_bytes()),
+            ),
+            SaveType::F32 => bytes.extend(values.iter().flat_map(|value| value.to_le_bytes())),
+        }
+    }
+    write_atomically(path, &bytes)
 }
 
 /// Writes a file beside its place, flushes it to disk, and renames it.
