@@ -35,7 +35,7 @@ pub struct LoadOptions {
     pub template: Option<String>,
 }
 
-/// Keys of the low-rank adapter targets: every linear layer of the decoder.
+/// Low-rank adapter targets: every linear layer of the decoder. A CLIP tower has layers of the same names; they are left alone.
 pub const LORA_TARGETS: [&str; 7] =
     ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
 
@@ -115,7 +115,7 @@ impl MiniGemini {
         for file in overlay {
             weights = weights.overlay(WeightSource::open(file)?);
         }
-        let weights = weights.with_policy(policy);
+        let weights = weights.with_policy(decoder_adapters_only(policy));
         let template = choose_template(options, &config, &name, &config_file)?;
         let decoder = Decoder::load(config.decoder(&config_file)?, &weights)?;
         let vision = Vision::load(&config, &weights)?;
@@ -266,6 +266,18 @@ fn existing(directory: &Path, file: &str) -> Result<PathBuf> {
     } else {
         Err(Error::MissingFile { directory: directory.into(), file: file.into() })
     }
+}
+
+/// Keeps low-rank adapters inside the decoder, as the official code does: a CLIP tower has layers of the same names (spec: training §11).
+fn decoder_adapters_only(mut policy: WeightPolicy) -> WeightPolicy {
+    if let Some(lora) = &mut policy.lora {
+        for target in &mut lora.targets {
+            if !target.starts_with("model.layers.") {
+                *target = format!("model.layers.*{target}");
+            }
+        }
+    }
+    policy
 }
 
 /// The low-rank adapters a directory's `config.json` announces.

@@ -90,10 +90,10 @@ impl Vision {
         )?;
         let (grid, global) = (config.grid(), config.image_global.unwrap_or(false));
         match (grid, global) {
-            (1, false) | (2, true) => {}
+            (1, false) | (2, _) => {}
             _ => {
                 return Err(Error::Input(format!(
-                    "image_grid {grid} with image_global {global}: expected 1 with false or 2 with true"
+                    "image_grid {grid} with image_global {global}: expected 1 with false or 2"
                 )));
             }
         }
@@ -217,10 +217,11 @@ impl Vision {
     /// When the features are those of another model.
     pub fn visual_tokens(&self, features: &TowerFeatures) -> Result<Tensor> {
         let views = features.low_res.dim(0)?;
-        let order: Vec<usize> = match self.grid {
-            1 => (0..views).collect(),
+        let order: Vec<usize> = if self.global {
             // Last in the input, first in the sequence (spec: pitfalls A3).
-            _ => std::iter::once(views - 1).chain(0..views - 1).collect(),
+            std::iter::once(views - 1).chain(0..views - 1).collect()
+        } else {
+            (0..views).collect()
         };
         let mut parts = Vec::with_capacity(views);
         for view in order {

@@ -11,10 +11,18 @@ use common::*;
 fn hd_directory(name: &str) -> PathBuf {
     let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
     std::fs::create_dir_all(&directory).unwrap();
-    for file in ["model.safetensors", "tokenizer.model", "tokenizer_config.json"] {
+    for file in [
+        "model.safetensors",
+        "tokenizer.model",
+        "tokenizer_config.json",
+    ] {
         std::fs::copy(fixture("gemma").join(file), directory.join(file)).unwrap();
     }
-    std::fs::copy(fixture("gemma/config_hd.json"), directory.join("config.json")).unwrap();
+    std::fs::copy(
+        fixture("gemma/config_hd.json"),
+        directory.join("config.json"),
+    )
+    .unwrap();
     directory
 }
 
@@ -23,10 +31,14 @@ fn views_are_four_crops_and_the_overview() {
     let expected = read("gemma/expected_hd.safetensors");
     let image = prepared(pictures("hd").swap_remove(0), 2);
     assert_eq!(image.views, 5);
-    let views =
-        Tensor::from_vec(image.low_res, (5, 3, LOW_RES, LOW_RES), &Device::Cpu).unwrap();
+    let views = Tensor::from_vec(image.low_res, (5, 3, LOW_RES, LOW_RES), &Device::Cpu).unwrap();
     let kept = Tensor::stack(&[views.get(0).unwrap(), views.get(4).unwrap()], 0).unwrap();
-    assert_close("first crop and overview", &kept, get(&expected, "views"), 1e-5);
+    assert_close(
+        "first crop and overview",
+        &kept,
+        get(&expected, "views"),
+        1e-6,
+    );
 }
 
 #[test]
@@ -40,8 +52,10 @@ fn visual_tokens_of_two_pictures() {
         if index == 0 {
             // The reference has the sequence's order (overview first), the features the input's (overview last).
             let order = [4, 0, 1, 2, 3];
-            let low_res: Vec<Tensor> =
-                order.iter().map(|view| features.low_res.get(*view).unwrap()).collect();
+            let low_res: Vec<Tensor> = order
+                .iter()
+                .map(|view| features.low_res.get(*view).unwrap())
+                .collect();
             let low_res = Tensor::cat(&low_res, 0).unwrap();
             let reference = get(&expected, "low_res").get(0).unwrap();
             assert_close("CLIP features", &low_res, &reference, TOLERANCE);
@@ -55,7 +69,12 @@ fn visual_tokens_of_two_pictures() {
         }
         let tokens = model.visual_tokens(&features).unwrap();
         let reference = get(&expected, "tokens").get(index).unwrap();
-        assert_close(&format!("visual tokens of picture {index}"), &tokens, &reference, TOLERANCE);
+        assert_close(
+            &format!("visual tokens of picture {index}"),
+            &tokens,
+            &reference,
+            TOLERANCE,
+        );
     }
 }
 
@@ -99,14 +118,38 @@ fn grid_without_overview_and_overview_without_grid() {
     let directory = hd_directory("hd-config");
     let file = directory.join("config.json");
     let text = std::fs::read_to_string(&file).unwrap();
-    // Only crops: 4 blocks of tokens, in the order of the crops.
-    std::fs::write(&file, text.replace("\"image_global\": true", "\"image_global\": false")).unwrap();
+    // Only crops: the tokens of the full form without the overview's, which come first.
+    std::fs::write(
+        &file,
+        text.replace("\"image_global\": true", "\"image_global\": false"),
+    )
+    .unwrap();
     let model = load_directory(&directory, policy(&[], None));
     assert_eq!(model.vision().unwrap().tokens_per_image(), 4 * 36);
+    let mut image = prepared(pictures("hd").swap_remove(0), 2);
+    image.views = 4;
+    image.low_res.truncate(4 * 3 * LOW_RES * LOW_RES);
+    let tokens = model
+        .visual_tokens(&model.tower_features(&image).unwrap())
+        .unwrap();
+    let expected = read("gemma/expected_hd.safetensors");
+    let reference = get(&expected, "tokens")
+        .get(0)
+        .unwrap()
+        .narrow(0, 36, 4 * 36)
+        .unwrap();
+    assert_close("tokens of the crops", &tokens, &reference, TOLERANCE);
     // The overview without crops is undefined in the reference and refused here.
-    std::fs::write(&file, text.replace("\"image_grid\": 2", "\"image_grid\": 1")).unwrap();
+    std::fs::write(
+        &file,
+        text.replace("\"image_grid\": 2", "\"image_grid\": 1"),
+    )
+    .unwrap();
     let source = mini_gemini::ModelSource::Path(directory.clone());
     let result = mini_gemini::MiniGemini::load(&source, &mini_gemini::LoadOptions::default());
-    let error = result.err().map(|error| error.to_string()).unwrap_or_default();
+    let error = result
+        .err()
+        .map(|error| error.to_string())
+        .unwrap_or_default();
     assert!(error.contains("image_global"), "{error:?}");
 }

@@ -12,11 +12,19 @@ use mgm_nn::LoraConfig;
 use mini_gemini::{IGNORE_LABEL, LORA_TARGETS, LoadOptions, MiniGemini, ModelSource, TrainSample};
 
 const STAGE1: [&str; 2] = ["mm_projector", "vlm_uni_"];
-const STAGE2: [&str; 6] =
-    ["mm_projector", "vlm_uni_", "model.layers.", "embed_tokens", "model.norm", "lm_head"];
+const STAGE2: [&str; 6] = [
+    "mm_projector",
+    "vlm_uni_",
+    "model.layers.",
+    "embed_tokens",
+    "model.norm",
+    "lm_head",
+];
 /// Softmax does not see a constant added to all keys of a region: in exact arithmetic these have no gradient.
-const WITHOUT_GRADIENT: [&str; 2] =
-    ["model.vlm_uni_aux_projector.0.bias", "model.vlm_uni_aux_projector.1.bias"];
+const WITHOUT_GRADIENT: [&str; 2] = [
+    "model.vlm_uni_aux_projector.0.bias",
+    "model.vlm_uni_aux_projector.1.bias",
+];
 const MAX_LENGTH: usize = 2048;
 const CURVE_TOLERANCE: f32 = 1e-3;
 
@@ -32,14 +40,20 @@ fn samples(model: &MiniGemini, fixture: &Named) -> Vec<TrainSample> {
             Some(TrainSample {
                 ids: integers(ids),
                 labels: integers(get(fixture, &format!("sample.{index}.labels"))),
-                images: images.iter().map(|image| features[*image as usize].clone()).collect(),
+                images: images
+                    .iter()
+                    .map(|image| features[*image as usize].clone())
+                    .collect(),
             })
         })
         .collect()
 }
 
 fn batch(samples: &[TrainSample], indices: &[i64]) -> Vec<TrainSample> {
-    indices.iter().map(|index| samples[*index as usize].clone()).collect()
+    indices
+        .iter()
+        .map(|index| samples[*index as usize].clone())
+        .collect()
 }
 
 fn parameters(model: &MiniGemini) -> BTreeMap<String, Var> {
@@ -57,8 +71,15 @@ fn check_step(model: &MiniGemini, fixture: &Named, prefix: &str, rename: impl Fn
     let loss = model.loss(&batch(&samples, &indices), MAX_LENGTH).unwrap();
     let reference = scalar(get(fixture, &format!("{prefix}.loss")));
     let error = (scalar(&loss) - reference).abs() / reference;
-    println!("{prefix}: loss {} against {reference}, {error:.1e}", scalar(&loss));
-    assert!(error < TOLERANCE, "{prefix}: loss {} against {reference}", scalar(&loss));
+    println!(
+        "{prefix}: loss {} against {reference}, {error:.1e}",
+        scalar(&loss)
+    );
+    assert!(
+        error < TOLERANCE,
+        "{prefix}: loss {} against {reference}",
+        scalar(&loss)
+    );
     let gradients = loss.backward().unwrap();
 
     let parameters = parameters(model);
@@ -84,20 +105,35 @@ fn check_step(model: &MiniGemini, fixture: &Named, prefix: &str, rename: impl Fn
         if error > worst.0 {
             worst = (error, name.to_string());
         }
-        assert!(error <= TOLERANCE, "{prefix}: gradient of {name}: relative error {error:.2e}");
+        assert!(
+            error <= TOLERANCE,
+            "{prefix}: gradient of {name}: relative error {error:.2e}"
+        );
     }
     for name in WITHOUT_GRADIENT {
         if let Some(parameter) = parameters.get(name) {
             let gradient = gradient(&gradients, parameter, name);
             let size = magnitude(&gradient);
-            assert!(size < 1e-5 * largest, "{prefix}: gradient of {name} is {size:.1e}, expected 0");
+            assert!(
+                size < 1e-5 * largest,
+                "{prefix}: gradient of {name} is {size:.1e}, expected 0"
+            );
         }
     }
-    println!("{prefix}: {} gradients, worst {:.1e} ({})", wanted.len(), worst.0, worst.1);
+    println!(
+        "{prefix}: {} gradients, worst {:.1e} ({})",
+        wanted.len(),
+        worst.0,
+        worst.1
+    );
 }
 
 fn gradient(gradients: &GradStore, parameter: &Var, name: &str) -> Vec<f32> {
-    floats(gradients.get(parameter).unwrap_or_else(|| panic!("no gradient reached {name}")))
+    floats(
+        gradients
+            .get(parameter)
+            .unwrap_or_else(|| panic!("no gradient reached {name}")),
+    )
 }
 
 fn training_fixture(family: &str) -> Named {
@@ -136,7 +172,9 @@ impl Adam {
         let correction2 = 1.0 - beta2.powi(self.step);
         for (name, parameter) in parameters {
             // Without a picture in the batch nothing reaches the visual parts: PyTorch skips or adds zeros.
-            let Some(gradient) = gradients.get(parameter) else { continue };
+            let Some(gradient) = gradients.get(parameter) else {
+                continue;
+            };
             let mut values = floats(parameter);
             let zeros = || (vec![0.0; values.len()], vec![0.0; values.len()]);
             let (first, second) = self.moments.entry(name.clone()).or_insert_with(zeros);
@@ -157,11 +195,16 @@ fn check_curve(family: &str, stage: &str, trainable: &[&str]) {
     let model = load(family, trainable);
     let samples = samples(&model, &fixture);
     let parameters = parameters(&model);
-    let batches = get(&fixture, &format!("{stage}.curve.batches")).to_vec2::<i64>().unwrap();
+    let batches = get(&fixture, &format!("{stage}.curve.batches"))
+        .to_vec2::<i64>()
+        .unwrap();
     let losses = floats(get(&fixture, &format!("{stage}.curve.losses")));
     let rates = floats(get(&fixture, &format!("{stage}.curve.rates")));
     assert_eq!((batches.len(), losses.len()), (20, 20));
-    let mut adam = Adam { moments: BTreeMap::new(), step: 0 };
+    let mut adam = Adam {
+        moments: BTreeMap::new(),
+        step: 0,
+    };
     let mut worst = 0.0f32;
     for (step, indices) in batches.iter().enumerate() {
         let loss = model.loss(&batch(&samples, indices), MAX_LENGTH).unwrap();
@@ -203,7 +246,10 @@ fn lora_step() {
     let adapters: std::collections::HashMap<String, Tensor> = fixture
         .iter()
         .filter_map(|(name, tensor)| {
-            Some((name.strip_prefix("lora.weight.")?.to_string(), tensor.clone()))
+            Some((
+                name.strip_prefix("lora.weight.")?.to_string(),
+                tensor.clone(),
+            ))
         })
         .collect();
     assert_eq!(adapters.len(), 2 * 7 * 3);
@@ -212,14 +258,32 @@ fn lora_step() {
     let lora = LoraConfig {
         rank: 4,
         alpha: 8.0,
-        targets: LORA_TARGETS.iter().map(|target| target.to_string()).collect(),
+        targets: LORA_TARGETS
+            .iter()
+            .map(|target| target.to_string())
+            .collect(),
         seed: 0,
     };
     let source = ModelSource::Path(common::fixture("llama"));
-    let policy = policy(&["lora_"], Some(lora));
-    let model =
-        MiniGemini::load_with_overlay(&source, &LoadOptions::default(), policy, &[file]).unwrap();
-    check_step(&model, &fixture, "lora", str::to_string);
+    let load = |trainable: &[&str]| {
+        let policy = policy(trainable, Some(lora.clone()));
+        let options = LoadOptions::default();
+        MiniGemini::load_with_overlay(&source, &options, policy, std::slice::from_ref(&file))
+            .unwrap()
+    };
+    check_step(&load(&["lora_"]), &fixture, "lora", str::to_string);
+
+    // For answering the same adapter is frozen: the same function by another path.
+    let frozen = load(&[]);
+    assert!(frozen.parameters().is_empty());
+    let samples = samples(&frozen, &fixture);
+    let indices = integers(get(&fixture, "lora.batch"));
+    let loss = scalar(&frozen.loss(&batch(&samples, &indices), MAX_LENGTH).unwrap());
+    let reference = scalar(get(&fixture, "lora.loss"));
+    assert!(
+        (loss - reference).abs() / reference < TOLERANCE,
+        "{loss} against {reference}"
+    );
 }
 
 /// A micro batch with text and pictures for any family: ids, labels on the second half.
@@ -236,10 +300,18 @@ fn small_batch(model: &MiniGemini, family: &str) -> Vec<TrainSample> {
             let ids = integers(get(&expected, &format!("{name}.ids")));
             let half = ids.len() / 2;
             let label = |(index, id): (usize, &i64)| {
-                if index < half || *id < 0 { IGNORE_LABEL } else { *id }
+                if index < half || *id < 0 {
+                    IGNORE_LABEL
+                } else {
+                    *id
+                }
             };
             let labels = ids.iter().enumerate().map(label).collect();
-            TrainSample { ids, labels, images: features[..images].to_vec() }
+            TrainSample {
+                ids,
+                labels,
+                images: features[..images].to_vec(),
+            }
         })
         .collect()
 }
@@ -251,7 +323,11 @@ fn stored_names(family: &str) -> BTreeSet<String> {
         let path = entry.unwrap().path();
         let file = path.file_name().unwrap().to_string_lossy().into_owned();
         if file.starts_with("model") && file.ends_with(".safetensors") {
-            names.extend(candle_core::safetensors::load(&path, &Device::Cpu).unwrap().into_keys());
+            names.extend(
+                candle_core::safetensors::load(&path, &Device::Cpu)
+                    .unwrap()
+                    .into_keys(),
+            );
         }
     }
     names
@@ -274,14 +350,26 @@ fn every_trainable_parameter_and_no_other_gets_a_gradient() {
             }
             let found: BTreeSet<String> = parameters.keys().cloned().collect();
             assert_eq!(found, wanted, "{family} {stage}");
-            assert!(found.iter().all(|name| !name.contains("vision_tower")), "towers are frozen");
+            assert!(
+                found.iter().all(|name| !name.contains("vision_tower")),
+                "towers are frozen"
+            );
 
-            let loss = model.loss(&small_batch(&model, family), MAX_LENGTH).unwrap();
+            let loss = model
+                .loss(&small_batch(&model, family), MAX_LENGTH)
+                .unwrap();
             let gradients = loss.backward().unwrap();
             for (name, parameter) in &parameters {
                 let gradient = gradient(&gradients, parameter, name);
-                assert_eq!(gradient.len(), parameter.elem_count(), "{family} {stage}: {name}");
-                assert!(gradient.iter().all(|value| value.is_finite()), "{family} {stage}: {name}");
+                assert_eq!(
+                    gradient.len(),
+                    parameter.elem_count(),
+                    "{family} {stage}: {name}"
+                );
+                assert!(
+                    gradient.iter().all(|value| value.is_finite()),
+                    "{family} {stage}: {name}"
+                );
                 assert!(
                     magnitude(&gradient) > 1e-7 || WITHOUT_GRADIENT.contains(&name.as_str()),
                     "{family} {stage}: the gradient of {name} is zero"
@@ -291,7 +379,9 @@ fn every_trainable_parameter_and_no_other_gets_a_gradient() {
         // With nothing trainable there is nothing to differentiate.
         let model = load(family, &[]);
         assert!(model.parameters().is_empty());
-        let loss = model.loss(&small_batch(&model, family), MAX_LENGTH).unwrap();
+        let loss = model
+            .loss(&small_batch(&model, family), MAX_LENGTH)
+            .unwrap();
         assert!(!loss.track_op() || loss.backward().is_ok());
     }
 }
