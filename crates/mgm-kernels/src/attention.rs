@@ -2,7 +2,10 @@
 
 use rayon::prelude::*;
 
-use crate::level::level;
+use crate::buffer::with_scratch;
+use crate::gemm::serial::{self, Operand};
+use crate::gemm::{PANEL, PackedWeight, WeightType};
+use crate::level::{self, Level, level};
 use crate::math::{self, multiversion};
 use crate::shared::SharedSlice;
 
@@ -170,7 +173,109 @@ fn forward_row<const FMA: bool>(
 
 multiversion!(fn forward_row_at(scale: f32, visible: usize, q: &[f32], k: &[f32], k_stride: usize, v: &[f32], v_stride: usize, out: &mut [f32]) = forward_row);
 
+/// Running maximum and sum of one query row.
+#[derive(Clone, Copy)]
+struct RowState {
+    maximum: f32,
+    total: f32,
+}
+
+const EMPTY_ROW: RowState = RowState {
+    maximum: f32::NEG_INFINITY,
+    total: 0.0,
+};
+
+/// Largest value; negative infinity for no values.
+#[inline(always)]
+fn largest(values: &[f32]) -> f32 {
+    let mut lanes = [f32::NEG_INFINITY; 16];
+    let (chunks, tail) = values.as_chunks::<16>();
+    for chunk in chunks {
+        for (lane, &v) in lanes.iter_mut().zip(chunk) {
+            *lane = if v > *lane { v } else { *lane };
+        }
+    }
+    for (lane, &v) in lanes.iter_mut().zip(tail) {
+        *lane = if v > *lane { v } else { *lane };
+    }
+    lanes.iter().copied().fold(f32::NEG_INFINITY, f32::max)
+}
+
+/// `eˢ` for each value after `s = value · scale - maximum`, in place; returns the sum.
+#[inline(always)]
+fn exponentials<const FMA: bool>(values: &mut [f32], scale: f32, maximum: f32) -> f32 {
+    let mut lanes = [0.0f32; 16];
+    let (chunks, tail) = values.as_chunks_mut::<16>();
+    for chunk in chunks {
+        for (lane, v) in lanes.iter_mut().zip(chunk) {
+            *v = math::exp::<FMA>(*v * scale - maximum);
+            *lane += *v;
+        }
+    }
+    for (lane, v) in lanes.iter_mut().zip(tail) {
+        *v = math::exp::<FMA>(*v * scale - maximum);
+        *lane += *v;
+    }
+    lanes.iter().sum()
+}
+
+/// One row of a block of scores: replaces the visible scores by exponentials, the others by zeros, and brings the
+/// output row to the new maximum.
+#[inline(always)]
+fn block_row<const FMA: bool>(
+    scores: &mut [f32],
+    visible: usize,
+    scale: f32,
+    state: &mut RowState,
+    out: &mut [f32],
+) {
+    let (seen, hidden) = scores.split_at_mut(visible);
+    hidden.fill(0.0);
+    if seen.is_empty() {
+        return;
+    }
+    let mut extreme = largest(seen);
+    if scale < 0.0 {
+        // A negative factor turns the smallest product into the largest score.
+        extreme = seen.iter().copied().fold(f32::INFINITY, f32::min);
+    }
+    let maximum = state.maximum.max(extreme * scale);
+    if maximum > state.maximum && state.total > 0.0 {
+        let correction = math::exp::<FMA>(state.maximum - maximum);
+        state.total *= correction;
+        for o in out {
+            *o *= correction;
+        }
+    }
+    state.maximum = maximum;
+    state.total += exponentials::<FMA>(seen, scale, maximum);
+}
+
+multiversion!(fn block_row_at(scores: &mut [f32], visible: usize, scale: f32, state: &mut RowState, out: &mut [f32]) = block_row);
+
+/// Query rows of one task, and keys of one block of scores.
+const QUERY_BLOCK: usize = 56;
+const KEY_BLOCK: usize = 256;
+/// Fewer query rows than this for a key head do not repay packing the keys.
+const MIN_BLOCK_ROWS: usize = 8;
+
+/// `k` of all heads as packed rows, each head's rows from a multiple of 32.
+fn pack_heads(heads: usize, rows: usize, d: usize, k: &[f32], kl: HeadsLayout) -> PackedWeight {
+    let padded = rows.next_multiple_of(PANEL);
+    PackedWeight::fill(heads * padded, d, WeightType::F32, |index, out| {
+        let (head, row) = (index / padded, index % padded);
+        if row < rows {
+            out.copy_from_slice(&k[kl.at(head, row)..][..d]);
+        } else {
+            out.fill(0.0);
+        }
+    })
+}
+
 /// `out = softmax(scale · q·kᵀ + mask) · v` per head. A query that sees no key gives zeros.
+///
+/// # Panics
+/// When a slice is too short for its layout, or rows of `out` overlap.
 pub fn attention(
     s: &AttentionShape,
     q: &[f32],
@@ -182,21 +287,37 @@ pub fn attention(
     out: &mut [f32],
     ol: HeadsLayout,
 ) {
+    attention_at(level(), s, q, ql, k, kl, v, vl, out, ol);
+}
+
+/// [`attention`] at a forced level.
+pub fn attention_at(
+    level: Level,
+    s: &AttentionShape,
+    q: &[f32],
+    ql: HeadsLayout,
+    k: &[f32],
+    kl: HeadsLayout,
+    v: &[f32],
+    vl: HeadsLayout,
+    out: &mut [f32],
+    ol: HeadsLayout,
+) {
+    let level = level::clamp(level);
     check(s, q, ql, k, kl, v, vl, out, ol);
     if s.heads == 0 || s.query_len == 0 || s.head_dim == 0 {
         return;
     }
     ol.check_disjoint("out", s.heads, s.query_len, s.head_dim);
     let group = s.heads / s.kv_heads;
-    let level = level();
+    let d = s.head_dim;
     let out = SharedSlice::new(out);
-    (0..s.heads * s.query_len)
-        .into_par_iter()
-        .for_each(|index| {
+    if s.query_len * group < MIN_BLOCK_ROWS || s.key_len == 0 {
+        let row = |index: usize| {
             let (head, row) = (index / s.query_len, index % s.query_len);
             // SAFETY: `check_disjoint`: every (head, row) has its own elements, and each is one task.
-            let out = unsafe { out.range(ol.at(head, row), s.head_dim) };
-            let q = &q[ql.at(head, row)..][..s.head_dim];
+            let out = unsafe { out.range(ol.at(head, row), d) };
+            let q = &q[ql.at(head, row)..][..d];
             let (k, v) = if s.key_len == 0 {
                 (&k[..0], &v[..0])
             } else {
@@ -213,55 +334,131 @@ pub fn attention(
                 vl.row_stride,
                 out,
             );
+        };
+        if s.heads * s.query_len * s.key_len * d < SERIAL_WORK {
+            (0..s.heads * s.query_len).for_each(row);
+        } else {
+            (0..s.heads * s.query_len).into_par_iter().for_each(row);
+        }
+        return;
+    }
+    let packed = pack_heads(s.kv_heads, s.key_len, d, k, kl);
+    let padded = s.key_len.next_multiple_of(PANEL);
+    let query_blocks = s.query_len.div_ceil(QUERY_BLOCK);
+    let task = |index: usize| {
+        // Late query blocks see the most keys: first, so that the threads finish together.
+        let (head, block) = (
+            index / query_blocks,
+            query_blocks - 1 - index % query_blocks,
+        );
+        let first = block * QUERY_BLOCK;
+        let rows = QUERY_BLOCK.min(s.query_len - first);
+        let kv_head = head / group;
+        let values = &v[vl.at(kv_head, 0)..];
+        let visible = s.visible(first + rows - 1);
+        with_scratch((rows * (d + KEY_BLOCK)) * 4, |scratch| {
+            let (sums, scores) =
+                scratch.cast_mut::<f32>()[..rows * (d + KEY_BLOCK)].split_at_mut(rows * d);
+            sums.fill(0.0);
+            let mut states = [EMPTY_ROW; QUERY_BLOCK];
+            for start in (0..visible).step_by(KEY_BLOCK) {
+                let count = KEY_BLOCK.min(visible - start);
+                let keys = Operand::panels(&packed, kv_head * padded + start);
+                let queries = &q[ql.at(head, first)..];
+                serial::product(
+                    level,
+                    rows,
+                    count,
+                    d,
+                    queries,
+                    ql.row_stride,
+                    1,
+                    keys,
+                    scores,
+                    KEY_BLOCK,
+                    false,
+                );
+                for row in 0..rows {
+                    let seen = s.visible(first + row).saturating_sub(start).min(count);
+                    let scores = &mut scores[row * KEY_BLOCK..][..count];
+                    block_row_at(
+                        level,
+                        scores,
+                        seen,
+                        s.scale,
+                        &mut states[row],
+                        &mut sums[row * d..][..d],
+                    );
+                }
+                let values = Operand::rows(&values[start * vl.row_stride..], vl.row_stride);
+                serial::product(
+                    level, rows, d, count, scores, KEY_BLOCK, 1, values, sums, d, true,
+                );
+            }
+            for row in 0..rows {
+                let inverse = if states[row].total > 0.0 {
+                    1.0 / states[row].total
+                } else {
+                    0.0
+                };
+                // SAFETY: `check_disjoint`, and this (head, row) belongs to this task.
+                let out = unsafe { out.range(ol.at(head, first + row), d) };
+                for (o, &sum) in out.iter_mut().zip(&sums[row * d..]) {
+                    *o = sum * inverse;
+                }
+            }
         });
+    };
+    if s.heads * s.query_len * s.key_len * d < SERIAL_WORK {
+        (0..s.heads * query_blocks).for_each(task);
+    } else {
+        (0..s.heads * query_blocks).into_par_iter().for_each(task);
+    }
 }
 
-/// Gradients of one query row; adds to `dk` and `dv` (`[key_len, head_dim]` of this key head).
+/// Fewer products than this are not worth waking other threads for.
+const SERIAL_WORK: usize = 1 << 15;
+
+/// One row of scores to probabilities (zeros where hidden).
 #[inline(always)]
-fn backward_row<const FMA: bool>(
+fn probability_row<const FMA: bool>(scores: &mut [f32], visible: usize, scale: f32) {
+    let mut state = EMPTY_ROW;
+    block_row::<FMA>(scores, visible, scale, &mut state, &mut []);
+    let inverse = if state.total > 0.0 {
+        1.0 / state.total
+    } else {
+        0.0
+    };
+    for p in &mut scores[..visible] {
+        *p *= inverse;
+    }
+}
+
+multiversion!(fn probability_row_at(scores: &mut [f32], visible: usize, scale: f32) = probability_row);
+
+/// Turns the gradient of the probabilities into that of the products `q·k`, in place:
+/// `scale · p · (dp - out·grad_out)`.
+#[inline(always)]
+fn score_gradient_row<const FMA: bool>(
+    probabilities: &[f32],
+    gradient: &mut [f32],
     scale: f32,
-    visible: usize,
-    q: &[f32],
-    k: &[f32],
-    k_stride: usize,
-    v: &[f32],
-    v_stride: usize,
     out: &[f32],
     grad_out: &[f32],
-    dq: &mut [f32],
-    dk: &mut [f32],
-    dv: &mut [f32],
-    probabilities: &mut [f32],
 ) {
-    let d = q.len();
-    let probabilities = &mut probabilities[..visible];
-    let mut maximum = f32::NEG_INFINITY;
-    for (j, p) in probabilities.iter_mut().enumerate() {
-        *p = scale * dot::<FMA>(q, &k[j * k_stride..][..d]);
-        maximum = maximum.max(*p);
-    }
-    let mut total = 0.0;
-    for p in probabilities.iter_mut() {
-        *p = math::exp::<FMA>(*p - maximum);
-        total += *p;
-    }
-    let inverse = 1.0 / total;
     let delta = dot::<FMA>(out, grad_out);
-    dq.fill(0.0);
-    for (j, &p) in probabilities.iter().enumerate() {
-        let p = p * inverse;
-        let k = &k[j * k_stride..][..d];
-        let grad_score = scale * p * (dot::<FMA>(grad_out, &v[j * v_stride..][..d]) - delta);
-        axpy::<FMA>(p, grad_out, &mut dv[j * d..][..d]);
-        axpy::<FMA>(grad_score, k, dq);
-        axpy::<FMA>(grad_score, q, &mut dk[j * d..][..d]);
+    for (g, &p) in gradient.iter_mut().zip(probabilities) {
+        *g = scale * p * (*g - delta);
     }
 }
 
-multiversion!(fn backward_row_at(scale: f32, visible: usize, q: &[f32], k: &[f32], k_stride: usize, v: &[f32], v_stride: usize, out: &[f32], grad_out: &[f32], dq: &mut [f32], dk: &mut [f32], dv: &mut [f32], probabilities: &mut [f32]) = backward_row);
+multiversion!(fn score_gradient_row_at(probabilities: &[f32], gradient: &mut [f32], scale: f32, out: &[f32], grad_out: &[f32]) = score_gradient_row);
 
 /// Gradients of [`attention`] with respect to `q`, `k` and `v`, in the layouts of `q`, `k` and `v`; they are overwritten.
-/// `out` is the forward result.
+/// `out` is the forward result. Scores are recomputed a block of query rows at a time.
+///
+/// # Panics
+/// When a slice is too short for its layout, or rows of `dq`, `dk` or `dv` overlap.
 pub fn attention_backward(
     s: &AttentionShape,
     q: &[f32],
@@ -278,6 +475,44 @@ pub fn attention_backward(
     dk: &mut [f32],
     dv: &mut [f32],
 ) {
+    attention_backward_at(
+        level(),
+        s,
+        q,
+        ql,
+        k,
+        kl,
+        v,
+        vl,
+        out,
+        ol,
+        grad_out,
+        gl,
+        dq,
+        dk,
+        dv,
+    );
+}
+
+/// [`attention_backward`] at a forced level.
+pub fn attention_backward_at(
+    level: Level,
+    s: &AttentionShape,
+    q: &[f32],
+    ql: HeadsLayout,
+    k: &[f32],
+    kl: HeadsLayout,
+    v: &[f32],
+    vl: HeadsLayout,
+    out: &[f32],
+    ol: HeadsLayout,
+    grad_out: &[f32],
+    gl: HeadsLayout,
+    dq: &mut [f32],
+    dk: &mut [f32],
+    dv: &mut [f32],
+) {
+    let level = level::clamp(level);
     check(s, q, ql, k, kl, v, vl, out, ol);
     gl.check("grad_out", s.heads, s.query_len, s.head_dim, grad_out.len());
     ql.check("dq", s.heads, s.query_len, s.head_dim, dq.len());
@@ -291,48 +526,135 @@ pub fn attention_backward(
     vl.check_disjoint("dv", s.kv_heads, s.key_len, s.head_dim);
     let d = s.head_dim;
     let group = s.heads / s.kv_heads;
-    let level = level();
+    let padded = s.key_len.next_multiple_of(PANEL);
+    let packed_k = pack_heads(s.kv_heads, s.key_len, d, k, kl);
+    let packed_v = pack_heads(s.kv_heads, s.key_len, d, v, vl);
     let (dq, dk, dv) = (
         SharedSlice::new(dq),
         SharedSlice::new(dk),
         SharedSlice::new(dv),
     );
-    (0..s.kv_heads).into_par_iter().for_each(|kv_head| {
-        let mut dk_head = vec![0.0f32; s.key_len * d];
-        let mut dv_head = vec![0.0f32; s.key_len * d];
-        let mut probabilities = vec![0.0f32; s.key_len];
-        let (k, v) = if s.key_len == 0 {
-            (&k[..0], &v[..0])
-        } else {
-            (&k[kl.at(kv_head, 0)..], &v[vl.at(kv_head, 0)..])
-        };
-        for head in kv_head * group..(kv_head + 1) * group {
-            for row in 0..s.query_len {
-                // SAFETY: `check_disjoint`: rows of `dq` do not overlap, and a head belongs to one task.
-                let dq = unsafe { dq.range(ql.at(head, row), d) };
-                backward_row_at(
-                    level,
-                    s.scale,
-                    s.visible(row),
-                    &q[ql.at(head, row)..][..d],
-                    k,
-                    kl.row_stride,
-                    v,
-                    vl.row_stride,
-                    &out[ol.at(head, row)..][..d],
-                    &grad_out[gl.at(head, row)..][..d],
-                    dq,
-                    &mut dk_head,
-                    &mut dv_head,
-                    &mut probabilities,
-                );
+    // Each query head sums its own key and value gradients; the heads of a group are added at the end.
+    let head_len = s.key_len * d;
+    let mut sums = vec![0.0f32; s.heads * 2 * head_len];
+    let head_task = |head: usize, sums: &mut [f32]| {
+        let (dk_sums, dv_sums) = sums.split_at_mut(head_len);
+        let kv_head = head / group;
+        let rows_max = QUERY_BLOCK.min(s.query_len);
+        let ld = s.key_len;
+        with_scratch(rows_max * (2 * ld + d) * 4, |scratch| {
+            let scratch = &mut scratch.cast_mut::<f32>()[..rows_max * (2 * ld + d)];
+            let (probabilities, rest) = scratch.split_at_mut(rows_max * ld);
+            let (gradient, dq_block) = rest.split_at_mut(rows_max * ld);
+            for first in (0..s.query_len).step_by(QUERY_BLOCK) {
+                let rows = QUERY_BLOCK.min(s.query_len - first);
+                let seen = s.visible(first + rows - 1);
+                let queries = &q[ql.at(head, first)..];
+                let grads = &grad_out[gl.at(head, first)..];
+                if seen > 0 {
+                    let keys = Operand::panels(&packed_k, kv_head * padded);
+                    serial::product(
+                        level,
+                        rows,
+                        seen,
+                        d,
+                        queries,
+                        ql.row_stride,
+                        1,
+                        keys,
+                        probabilities,
+                        ld,
+                        false,
+                    );
+                    let values = Operand::panels(&packed_v, kv_head * padded);
+                    serial::product(
+                        level,
+                        rows,
+                        seen,
+                        d,
+                        grads,
+                        gl.row_stride,
+                        1,
+                        values,
+                        gradient,
+                        ld,
+                        false,
+                    );
+                    for row in 0..rows {
+                        let probabilities = &mut probabilities[row * ld..][..seen];
+                        probability_row_at(
+                            level,
+                            probabilities,
+                            s.visible(first + row).min(seen),
+                            s.scale,
+                        );
+                        score_gradient_row_at(
+                            level,
+                            probabilities,
+                            &mut gradient[row * ld..][..seen],
+                            s.scale,
+                            &out[ol.at(head, first + row)..][..d],
+                            &grad_out[gl.at(head, first + row)..][..d],
+                        );
+                    }
+                    let grads = Operand::rows(grads, gl.row_stride);
+                    serial::product(
+                        level,
+                        seen,
+                        d,
+                        rows,
+                        probabilities,
+                        1,
+                        ld,
+                        grads,
+                        dv_sums,
+                        d,
+                        true,
+                    );
+                    let queries = Operand::rows(queries, ql.row_stride);
+                    serial::product(
+                        level, seen, d, rows, gradient, 1, ld, queries, dk_sums, d, true,
+                    );
+                    let keys = Operand::rows(&k[kl.at(kv_head, 0)..], kl.row_stride);
+                    serial::product(
+                        level, rows, d, seen, gradient, ld, 1, keys, dq_block, d, false,
+                    );
+                } else {
+                    dq_block.fill(0.0);
+                }
+                for row in 0..rows {
+                    // SAFETY: `check_disjoint`: rows of `dq` do not overlap, and a head belongs to one task.
+                    unsafe { dq.range(ql.at(head, first + row), d) }
+                        .copy_from_slice(&dq_block[row * d..][..d]);
+                }
             }
-        }
-        for row in 0..s.key_len {
-            // SAFETY: `check_disjoint`: rows of `dk` do not overlap, and a key head belongs to one task.
-            unsafe { dk.range(kl.at(kv_head, row), d) }.copy_from_slice(&dk_head[row * d..][..d]);
-            // SAFETY: the same for `dv`.
-            unsafe { dv.range(vl.at(kv_head, row), d) }.copy_from_slice(&dv_head[row * d..][..d]);
-        }
-    });
+        });
+    };
+    if head_len == 0 {
+        (0..s.heads)
+            .into_par_iter()
+            .for_each(|head| head_task(head, &mut []));
+        return;
+    }
+    sums.par_chunks_exact_mut(2 * head_len)
+        .enumerate()
+        .for_each(|(head, sums)| head_task(head, sums));
+    sums.par_chunks_exact_mut(group * 2 * head_len)
+        .enumerate()
+        .for_each(|(kv_head, group_sums)| {
+            let (first, others) = group_sums.split_at_mut(2 * head_len);
+            for other in others.chunks_exact(2 * head_len) {
+                first
+                    .iter_mut()
+                    .zip(other)
+                    .for_each(|(sum, &value)| *sum += value);
+            }
+            for row in 0..s.key_len {
+                // SAFETY: `check_disjoint`: rows of `dk` do not overlap, and a key head belongs to one task.
+                unsafe { dk.range(kl.at(kv_head, row), d) }.copy_from_slice(&first[row * d..][..d]);
+                // SAFETY: the same for `dv`.
+                unsafe { dv.range(vl.at(kv_head, row), d) }
+                    .copy_from_slice(&first[head_len + row * d..][..d]);
+            }
+        });
 }

@@ -57,6 +57,22 @@ impl DepthwiseShape {
         self.batch * self.out_height() * self.out_width() * self.channels
     }
 
+    /// The convolution that takes output gradients to input gradients, for stride 1 and padding below the kernel size.
+    fn mirrored(&self) -> Option<Self> {
+        let reach = self.kernel.checked_sub(1)?;
+        let exact = self.stride == 1 && self.out_height() > 0 && self.out_width() > 0;
+        let mirrored = Self {
+            height: self.out_height(),
+            width: self.out_width(),
+            pad_top: reach.checked_sub(self.pad_top)?,
+            pad_left: reach.checked_sub(self.pad_left)?,
+            pad_bottom: reach.checked_sub(self.pad_bottom)?,
+            pad_right: reach.checked_sub(self.pad_right)?,
+            ..*self
+        };
+        exact.then_some(mirrored)
+    }
+
     /// Kernel taps `t0..t1` along one axis that fall on the input when the output index is `out`.
     fn taps(&self, out: usize, pad: usize, size: usize) -> (usize, usize) {
         let origin = out * self.stride;
@@ -84,6 +100,45 @@ fn check(s: &DepthwiseShape, x: &[f32], weight: &[f32], out: &[f32]) {
     assert_eq!(out.len(), s.output_len(), "depthwise: output length");
 }
 
+/// Channels of one register block.
+const LANES: usize = 16;
+/// Output pixels of one register block.
+const PIXELS: usize = 4;
+
+/// Sums of `P` neighbouring output pixels for the channels `first..first + LANES`, over the given taps.
+#[inline(always)]
+fn block<const FMA: bool, const P: usize>(
+    s: &DepthwiseShape,
+    image: &[f32],
+    weight: &[f32],
+    bias: Option<&[f32]>,
+    (oy, ky0, ky1): (usize, usize, usize),
+    (ox, kx0, kx1): (usize, usize, usize),
+    first: usize,
+) -> [[f32; LANES]; P] {
+    let c = s.channels;
+    let mut sums = [[0.0f32; LANES]; P];
+    if let Some(bias) = bias {
+        for sums in &mut sums {
+            sums.copy_from_slice(&bias[first..][..LANES]);
+        }
+    }
+    for ky in ky0..ky1 {
+        let row = (oy * s.stride + ky - s.pad_top) * s.width;
+        for kx in kx0..kx1 {
+            let at = (row + ox * s.stride + kx - s.pad_left) * c + first;
+            let w = &weight[(ky * s.kernel + kx) * c + first..][..LANES];
+            for (pixel, sums) in sums.iter_mut().enumerate() {
+                let x = &image[at + pixel * s.stride * c..][..LANES];
+                for lane in 0..LANES {
+                    sums[lane] = crate::math::multiply_add::<FMA>(x[lane], w[lane], sums[lane]);
+                }
+            }
+        }
+    }
+    sums
+}
+
 /// One output row of one image.
 #[inline(always)]
 fn forward_row<const FMA: bool>(
@@ -96,23 +151,75 @@ fn forward_row<const FMA: bool>(
 ) {
     let c = s.channels;
     let (ky0, ky1) = s.taps(oy, s.pad_top, s.height);
-    for (ox, pixel) in out.chunks_exact_mut(c).enumerate() {
-        match bias {
-            Some(bias) => pixel.copy_from_slice(bias),
-            None => pixel.fill(0.0),
-        }
-        let (kx0, kx1) = s.taps(ox, s.pad_left, s.width);
-        for ky in ky0..ky1 {
-            let iy = oy * s.stride + ky - s.pad_top;
-            for kx in kx0..kx1 {
-                let ix = ox * s.stride + kx - s.pad_left;
-                let x = &image[(iy * s.width + ix) * c..][..c];
-                let w = &weight[(ky * s.kernel + kx) * c..][..c];
-                for ((o, &x), &w) in pixel.iter_mut().zip(x).zip(w) {
-                    *o = crate::math::multiply_add::<FMA>(x, w, *o);
+    let whole = c / LANES * LANES;
+    let width = s.out_width();
+    let inside = |ox: usize| s.taps(ox, s.pad_left, s.width) == (0, s.kernel);
+    let mut ox = 0;
+    while ox < width {
+        // Pixels that all see every tap share the loads of the weights.
+        if ox + PIXELS <= width && inside(ox) && inside(ox + PIXELS - 1) {
+            for first in (0..whole).step_by(LANES) {
+                let sums = block::<FMA, PIXELS>(
+                    s,
+                    image,
+                    weight,
+                    bias,
+                    (oy, ky0, ky1),
+                    (ox, 0, s.kernel),
+                    first,
+                );
+                for (pixel, sums) in sums.iter().enumerate() {
+                    out[(ox + pixel) * c + first..][..LANES].copy_from_slice(sums);
                 }
             }
+            for pixel in ox..ox + PIXELS {
+                forward_tail(s, image, weight, bias, (oy, ky0, ky1), pixel, whole, out);
+            }
+            ox += PIXELS;
+        } else {
+            let (kx0, kx1) = s.taps(ox, s.pad_left, s.width);
+            for first in (0..whole).step_by(LANES) {
+                let [sums] = block::<FMA, 1>(
+                    s,
+                    image,
+                    weight,
+                    bias,
+                    (oy, ky0, ky1),
+                    (ox, kx0, kx1),
+                    first,
+                );
+                out[ox * c + first..][..LANES].copy_from_slice(&sums);
+            }
+            forward_tail(s, image, weight, bias, (oy, ky0, ky1), ox, whole, out);
+            ox += 1;
         }
+    }
+}
+
+/// The channels after the last whole block, for one pixel.
+#[inline(always)]
+fn forward_tail(
+    s: &DepthwiseShape,
+    image: &[f32],
+    weight: &[f32],
+    bias: Option<&[f32]>,
+    (oy, ky0, ky1): (usize, usize, usize),
+    ox: usize,
+    whole: usize,
+    out: &mut [f32],
+) {
+    let c = s.channels;
+    let (kx0, kx1) = s.taps(ox, s.pad_left, s.width);
+    for channel in whole..c {
+        let mut sum = bias.map_or(0.0, |bias| bias[channel]);
+        for ky in ky0..ky1 {
+            let row = (oy * s.stride + ky - s.pad_top) * s.width;
+            for kx in kx0..kx1 {
+                let at = row + ox * s.stride + kx - s.pad_left;
+                sum += image[at * c + channel] * weight[(ky * s.kernel + kx) * c + channel];
+            }
+        }
+        out[ox * c + channel] = sum;
     }
 }
 
@@ -247,6 +354,20 @@ pub fn depthwise_backward(
     dweight: &mut [f32],
     dbias: &mut [f32],
 ) {
+    depthwise_backward_at(level(), s, x, weight, grad_out, dx, dweight, dbias);
+}
+
+/// [`depthwise_backward`] at a forced level.
+pub fn depthwise_backward_at(
+    level: Level,
+    s: &DepthwiseShape,
+    x: &[f32],
+    weight: &[f32],
+    grad_out: &[f32],
+    dx: &mut [f32],
+    dweight: &mut [f32],
+    dbias: &mut [f32],
+) {
     check(s, x, weight, grad_out);
     assert_eq!(dx.len(), x.len(), "depthwise_backward: dx length");
     assert_eq!(
@@ -255,7 +376,6 @@ pub fn depthwise_backward(
         "depthwise_backward: dweight length"
     );
     assert_eq!(dbias.len(), s.channels, "depthwise_backward: dbias length");
-    let level = level();
     let c = s.channels;
     dbias.fill(0.0);
     dweight.fill(0.0);
@@ -268,7 +388,11 @@ pub fn depthwise_backward(
         }
     }
     let grad_len = s.out_height() * s.out_width() * c;
-    if s.width > 0 && s.height > 0 {
+    if let Some(mirrored) = s.mirrored() {
+        // With stride 1 the input gradient is the convolution of `grad_out` with the kernel turned by 180 degrees.
+        let turned: Vec<f32> = weight.chunks_exact(c).rev().flatten().copied().collect();
+        depthwise_at(level, &mirrored, grad_out, &turned, None, dx);
+    } else if s.width > 0 && s.height > 0 {
         dx.par_chunks_exact_mut(s.width * c)
             .enumerate()
             .for_each(|(row, dx)| {

@@ -3,11 +3,12 @@
 use rayon::prelude::*;
 
 use super::kernel::{self, Family, MicroArguments, RowFormat};
-use super::pack::{PANEL, PackedWeight, WeightType};
+use super::pack::{K_ALIGN, PANEL, PackedWeight, WeightType, pack_column};
 use super::rows::{RowBlocks, pack_block, row_bytes, spare_rows};
 use super::{Activation, Epilogue};
 use crate::buffer::with_scratch;
-use crate::level::Level;
+use crate::level::{Level, has_avx512_bf16};
+use crate::quant::QuantWeight;
 use crate::shared::SharedSlice;
 
 /// Features of one block along k: 2048 bf16 values of a panel are 128 KiB, an eighth of a usual second-level cache.
@@ -18,11 +19,22 @@ const TASK_ROWS: usize = 192;
 /// Up to this many rows a general product reads `b` where it lies.
 const DIRECT_ROWS: usize = 32;
 
-/// `B` operand: panels, `panel_stride` bytes apart, with rows of `ldb` 4-byte units.
-struct Panels<'a> {
-    data: &'a [u8],
-    panel_stride: usize,
-    ldb: usize,
+/// Rows of one task when the panels are made inside it, which many rows must pay for.
+const GENERATED_TASK_ROWS: usize = 768;
+
+/// `B` operand.
+enum Panels<'a> {
+    /// Panels in memory, `panel_stride` bytes apart, with rows of `ldb` 4-byte units.
+    Memory {
+        data: &'a [u8],
+        panel_stride: usize,
+        ldb: usize,
+    },
+    /// Panels that a task writes (panel index, bytes of the panel) before it uses them.
+    Generated {
+        bytes: usize,
+        write: &'a (dyn Fn(usize, &mut [u8]) + Sync),
+    },
 }
 
 /// `out = epilogue(x·Wᵀ)`.
@@ -55,7 +67,7 @@ pub(crate) fn product_with(
     out: &mut [f32],
     epilogue: &Epilogue,
 ) {
-    let panels = Panels {
+    let panels = Panels::Memory {
         data: w.data(),
         panel_stride: w.panel_bytes(),
         ldb: PANEL,
@@ -73,6 +85,40 @@ pub(crate) fn product_with(
         out,
         epilogue,
     );
+}
+
+/// `out = epilogue(x·Wᵀ)` with a quantised weight, dequantised panel by panel inside the tasks.
+pub(crate) fn quantized(
+    level: Level,
+    m: usize,
+    x: &[f32],
+    w: &QuantWeight,
+    out: &mut [f32],
+    epilogue: &Epilogue,
+) {
+    let (n, k) = (w.n(), w.k());
+    // Widening bf16 panels would only lose precision where there are no bf16 products.
+    let t = if level >= Level::Avx512 && has_avx512_bf16() {
+        WeightType::Bf16
+    } else {
+        WeightType::F32
+    };
+    let write = |panel: usize, bytes: &mut [u8]| {
+        with_scratch(k * 4, |scratch| {
+            let values = &mut scratch.cast_mut::<f32>()[..k];
+            for column in 0..PANEL.min(n - panel * PANEL) {
+                w.dequantize_row(panel * PANEL + column, values);
+                pack_column(t, bytes, column, values);
+            }
+        });
+    };
+    let bytes = PANEL * k.next_multiple_of(K_ALIGN) * if t == WeightType::Bf16 { 2 } else { 4 };
+    let panels = Panels::Generated {
+        bytes,
+        write: &write,
+    };
+    let family = kernel::family(level, t, m);
+    run(level, family, m, n, k, x, k, 1, &panels, out, epilogue);
 }
 
 /// General `f32` product.
@@ -96,7 +142,7 @@ pub(crate) fn general(
     let family = kernel::family(level, WeightType::F32, m);
     // Few rows read each value of `b` few times: packing it would cost more than strided reads.
     if !trans_b && m <= DIRECT_ROWS {
-        let panels = Panels {
+        let panels = Panels::Memory {
             data: bytemuck::cast_slice(b),
             panel_stride: PANEL * 4,
             ldb: n,
@@ -121,7 +167,7 @@ pub(crate) fn general(
     } else {
         PackedWeight::pack_transposed(n, k, b, WeightType::F32)
     };
-    let panels = Panels {
+    let panels = Panels::Memory {
         data: packed.data(),
         panel_stride: packed.panel_bytes(),
         ldb: PANEL,
@@ -269,7 +315,11 @@ fn multiply(
     let k_blocks = total_steps.div_ceil(block_steps).max(1);
 
     let panel_count = n.div_ceil(PANEL);
-    let row_tasks = m.div_ceil(TASK_ROWS);
+    let task_rows = match panels {
+        Panels::Memory { .. } => TASK_ROWS,
+        Panels::Generated { .. } => GENERATED_TASK_ROWS,
+    };
+    let row_tasks = m.div_ceil(task_rows);
     let blocks_per_task = blocks.count().div_ceil(row_tasks);
     // Enough tasks to balance the threads, but each with several panels when there are many.
     let wanted = (4 * rayon::current_num_threads()).div_ceil(row_tasks);
@@ -284,56 +334,78 @@ fn multiply(
             row_task * blocks_per_task..((row_task + 1) * blocks_per_task).min(blocks.count());
         let panel_range =
             column_task * panels_per_task..((column_task + 1) * panels_per_task).min(panel_count);
-        for k_block in 0..k_blocks {
+        // `b` is the panel's data from the k block on.
+        let rectangle = |k_block: usize, panel: usize, b: *const u8, ldb: usize| {
             let first = k_block * block_steps;
             let steps = block_steps.min(total_steps - first);
             let last = k_block + 1 == k_blocks;
-            for panel in panel_range.clone() {
-                let column = panel * PANEL;
-                let columns = PANEL.min(n - column);
-                let b =
-                    panels.data[panel * panels.panel_stride + first * panels.ldb * 4..].as_ptr();
-                let bias = match epilogue.bias {
-                    Some(bias) if last => bias[column..column + columns].as_ptr(),
-                    _ => std::ptr::null(),
+            let column = panel * PANEL;
+            let columns = PANEL.min(n - column);
+            let bias = match epilogue.bias {
+                Some(bias) if last => bias[column..column + columns].as_ptr(),
+                _ => std::ptr::null(),
+            };
+            for block in block_range.clone() {
+                let (start, end) = (blocks.start(block), blocks.start(block + 1));
+                let rows = end - start;
+                // Interleaved rows advance together along k; separate rows each on their own.
+                let together = if family.format == RowFormat::Bf16Rows {
+                    1
+                } else {
+                    rows
                 };
-                for block in block_range.clone() {
-                    let (start, end) = (blocks.start(block), blocks.start(block + 1));
-                    let rows = end - start;
-                    // Interleaved rows advance together along k; separate rows each on their own.
-                    let together = if family.format == RowFormat::Bf16Rows {
-                        1
-                    } else {
-                        rows
-                    };
-                    let a = packed[start * row_bytes + first * together * step_bytes..].as_ptr();
-                    let c = shared.pointer_at(start * n + column, (rows - 1) * n + columns);
-                    let arguments = MicroArguments {
-                        steps,
-                        rows,
-                        a,
-                        lda: row_bytes,
-                        b,
-                        ldb: panels.ldb,
-                        c,
-                        ldc: n,
-                        columns,
-                        bias,
-                        add: k_block > 0 || epilogue.accumulate,
-                    };
-                    // SAFETY: the family belongs to a level the machine has; `a`, `b`, `bias` come from slices that hold
-                    // the block (checked by the slicing and by the packing), and this (block, panel) rectangle of `out`
-                    // belongs to this task alone.
-                    unsafe { family.kernels[rows - 1](&arguments) };
-                    if last && epilogue.activation != Activation::None {
-                        for row in start..end {
-                            // SAFETY: the same rectangle.
-                            let values = unsafe { shared.range(row * n + column, columns) };
-                            epilogue.activation.apply(level, values);
-                        }
+                let a = packed[start * row_bytes + first * together * step_bytes..].as_ptr();
+                let c = shared.pointer_at(start * n + column, (rows - 1) * n + columns);
+                let arguments = MicroArguments {
+                    steps,
+                    rows,
+                    a,
+                    lda: row_bytes,
+                    b,
+                    ldb,
+                    c,
+                    ldc: n,
+                    columns,
+                    bias,
+                    add: k_block > 0 || epilogue.accumulate,
+                };
+                // SAFETY: the family belongs to a level the machine has; `a`, `b`, `bias` come from slices that hold the
+                // block (checked by the slicing and by the packing), and this (block, panel) rectangle of `out` belongs
+                // to this task alone.
+                unsafe { family.kernels[rows - 1](&arguments) };
+                if last && epilogue.activation != Activation::None {
+                    for row in start..end {
+                        // SAFETY: the same rectangle.
+                        let values = unsafe { shared.range(row * n + column, columns) };
+                        epilogue.activation.apply(level, values);
                     }
                 }
             }
+        };
+        match *panels {
+            Panels::Memory {
+                data,
+                panel_stride,
+                ldb,
+            } => {
+                for k_block in 0..k_blocks {
+                    for panel in panel_range.clone() {
+                        let b =
+                            data[panel * panel_stride + k_block * block_steps * ldb * 4..].as_ptr();
+                        rectangle(k_block, panel, b, ldb);
+                    }
+                }
+            }
+            Panels::Generated { bytes, write } => with_scratch(bytes, |scratch| {
+                let buffer = &mut scratch.cast_mut::<u8>()[..bytes];
+                for panel in panel_range {
+                    write(panel, buffer);
+                    for k_block in 0..k_blocks {
+                        let b = buffer[k_block * block_steps * PANEL * 4..].as_ptr();
+                        rectangle(k_block, panel, b, PANEL);
+                    }
+                }
+            }),
         }
     };
     let tasks = row_tasks * column_tasks;

@@ -11,7 +11,10 @@ mod kernel;
 mod pack;
 mod portable;
 mod rows;
+pub(crate) mod serial;
 
+pub(crate) use driver::quantized as quantized_product;
+pub(crate) use pack::PANEL;
 pub use pack::{PackedWeight, WeightType};
 
 use crate::elementwise;

@@ -1,7 +1,10 @@
 //! GGML quantised weights: block formats, dequantisation, quantisation, and products straight from the blocks.
 
+mod activations;
 mod blocks;
 mod bytes;
+mod codes;
+mod dot;
 mod gemm;
 mod k_quants;
 mod quantize;

@@ -1,0 +1,113 @@
+//! Small `f32` products inside a task, on one thread.
+
+use super::kernel::{self, MicroArguments};
+use super::pack::{PANEL, PackedWeight, WeightType};
+use super::rows::{RowBlocks, pack_block, row_bytes};
+use crate::buffer::with_scratch;
+use crate::level::Level;
+
+/// Right operand `[k, n]` of a product: rows of `n` values, or panels of 32 columns.
+#[derive(Clone, Copy)]
+pub(crate) struct Operand<'a> {
+    data: &'a [f32],
+    panel_stride: usize,
+    row_stride: usize,
+}
+
+impl<'a> Operand<'a> {
+    /// Row `p` starts at `p · row_stride`.
+    pub(crate) fn rows(data: &'a [f32], row_stride: usize) -> Self {
+        Self {
+            data,
+            panel_stride: PANEL,
+            row_stride,
+        }
+    }
+
+    /// The transpose of the rows `first..` (a multiple of 32) of an `f32` packed matrix.
+    pub(crate) fn panels(packed: &'a PackedWeight, first: usize) -> Self {
+        debug_assert!(packed.weight_type() == WeightType::F32 && first % PANEL == 0);
+        let panel_stride = packed.panel_bytes() / 4;
+        let data: &[f32] = bytemuck::cast_slice(packed.data());
+        Self {
+            data: &data[first / PANEL * panel_stride..],
+            panel_stride,
+            row_stride: PANEL,
+        }
+    }
+}
+
+/// `c [m, n] (+)= a·b` with `a` element (i, p) at `i · row_stride + p · column_stride` (one stride is 1) and rows of `c`
+/// at distance `ldc`.
+pub(crate) fn product(
+    level: Level,
+    m: usize,
+    n: usize,
+    k: usize,
+    a: &[f32],
+    row_stride: usize,
+    column_stride: usize,
+    b: Operand,
+    c: &mut [f32],
+    ldc: usize,
+    add: bool,
+) {
+    if m == 0 || n == 0 {
+        return;
+    }
+    let panels = n.div_ceil(PANEL);
+    if k > 0 {
+        let last_columns = n - (panels - 1) * PANEL;
+        let needed = (panels - 1) * b.panel_stride + (k - 1) * b.row_stride + last_columns;
+        assert!(
+            needed <= b.data.len(),
+            "serial product: right operand too short"
+        );
+    }
+    assert!(
+        ldc >= n && (m - 1) * ldc + n <= c.len(),
+        "serial product: output too short"
+    );
+    let family = kernel::family(level, WeightType::F32, m);
+    let blocks = RowBlocks::new(m, family.kernels.len());
+    let row_bytes = row_bytes(family.format, k);
+    with_scratch(m * row_bytes, |scratch| {
+        let packed = &mut scratch.cast_mut::<u8>()[..m * row_bytes];
+        for block in 0..blocks.count() {
+            let (start, end) = (blocks.start(block), blocks.start(block + 1));
+            let out = &mut packed[start * row_bytes..end * row_bytes];
+            let source = &a[start * row_stride..];
+            pack_block(
+                level,
+                family.format,
+                end - start,
+                k,
+                source,
+                row_stride,
+                column_stride,
+                out,
+            );
+        }
+        for panel in 0..panels {
+            let columns = PANEL.min(n - panel * PANEL);
+            for block in 0..blocks.count() {
+                let (start, end) = (blocks.start(block), blocks.start(block + 1));
+                let arguments = MicroArguments {
+                    steps: k,
+                    rows: end - start,
+                    a: packed[start * row_bytes..].as_ptr(),
+                    lda: row_bytes,
+                    b: b.data.as_ptr().wrapping_add(panel * b.panel_stride).cast(),
+                    ldb: b.row_stride,
+                    c: c[start * ldc + panel * PANEL..].as_mut_ptr(),
+                    ldc,
+                    columns,
+                    bias: std::ptr::null(),
+                    add,
+                };
+                // SAFETY: the machine has the family's level; the assertions above and the packing bound every access.
+                unsafe { family.kernels[end - start - 1](&arguments) };
+            }
+        }
+    });
+}
