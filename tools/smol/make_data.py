@@ -4,7 +4,7 @@
 
 Writes below the data folder: `images/` and `manifest.json` (composed and rendered pictures), `norms.safetensors` (run
 `convert_weights.py` again when it changed), `features/` (class prototypes) and the LLaVA-format files `train/stage1.json` and
-`train/stage2.json`, best records first in rounds, so that a run cut short has seen some of everything. Everything is seeded;
+`train/stage2.json` (with a cut `train/stage2-short.json`), best records first in rounds, so that a run cut short has seen some of everything. Everything is seeded;
 an interrupted run goes on where it stopped. Prints records and tokens per source.
 """
 
@@ -26,6 +26,7 @@ from token_counts import Counter
 QUESTIONS_PER_RECORD = 8
 # 118 of the 1000 classes are dogs; without a cap everything would become a dog
 LARGEST_NOUN = 24
+SHORT_RECORDS = 5000
 
 
 def random_for(identity):
@@ -151,7 +152,8 @@ def write_stages(data, entries, features, names):
     stage2 = rounds(12, [first[:2200], classes[:2200], named[:1300], clips[:900], drawn], 6)
     stage2 += rounds(13, [first[2200:] + rest, classes[2200:], named[1300:], clips[900:]], 2)
     counter = Counter(MODEL_DIRECTORY / "smollm2-135m-instruct.q4_1.gguf")
-    for name, records in (("stage1", stage1), ("stage2", stage2)):
+    # a short stage 2 for machines with little time: four of the balanced rounds
+    for name, records in (("stage1", stage1), ("stage2", stage2), ("stage2-short", stage2[:SHORT_RECORDS])):
         write_json(data / "train" / f"{name}.json", records)
         totals = collections.defaultdict(lambda: [0, 0, 0])
         for item in records:
