@@ -242,6 +242,7 @@ impl<'a> Iterator for Fields<'a> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

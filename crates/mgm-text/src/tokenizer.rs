@@ -20,13 +20,14 @@ pub struct Tokenizer {
     pub(crate) detokenizer: Arc<Detokenizer>,
     pub(crate) special: SpecialIds,
     pub(crate) bos_rule: BosRule,
-    /// Spelling of every id, for piece vocabularies.
+    /// One more than the largest id.
     pub(crate) vocab_size: usize,
 }
 
 #[derive(Debug)]
 pub(crate) enum Engine {
     Json(Box<JsonTokenizer>),
+    /// A vocabulary of scored pieces; `pieces` has the spelling of every id.
     Pieces {
         tokenizer: Box<PieceTokenizer>,
         pieces: Vec<String>,
