@@ -1,5 +1,8 @@
 //! Towers, mining and projector against Hugging Face, timm and the plain official formula.
 
+// A test may end by a panic.
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use candle_core::{Device, Tensor};

@@ -1,5 +1,8 @@
 //! Every decoder family against Hugging Face: prompts without, with one and with two pictures; whole and through the cache.
 
+// A test may end by a panic.
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use common::*;

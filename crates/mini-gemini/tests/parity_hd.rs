@@ -1,5 +1,8 @@
 //! The HD form (2×2 crops and the overview) against the official formula: order of views, pooling, crops of the map.
 
+// A test may end by a panic.
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use std::path::{Path, PathBuf};

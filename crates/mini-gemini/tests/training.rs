@@ -1,5 +1,8 @@
 //! Losses, gradients and loss curves against PyTorch; and that exactly the trainable parameters get gradients.
 
+// A test may end by a panic.
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,0 +1,229 @@
+//! Conversations with a tiny model: what a session keeps between turns never changes an answer.
+
+// A test may end by a panic.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use common::*;
+use mgm_image::RgbImage;
+use mgm_text::{Message, Role};
+use mini_gemini::{Answer, Control, Event, GenerateOptions, MiniGemini, Session, StopReason};
+
+const LONGEST: usize = 24;
+
+fn options() -> GenerateOptions {
+    GenerateOptions {
+        max_new_tokens: LONGEST,
+        ..GenerateOptions::default()
+    }
+}
+
+/// A made picture of the given size.
+fn picture(width: u32, height: u32, seed: u32) -> RgbImage {
+    let mut image = RgbImage::filled(width, height, [0, 0, 0]);
+    for (index, value) in image.data.iter_mut().enumerate() {
+        let mixed = (index as u32 / 7 + seed).wrapping_mul(2_654_435_761);
+        *value = (mixed >> 24) as u8;
+    }
+    image
+}
+
+fn ask(session: &mut Session, text: &str, images: Vec<RgbImage>) -> Answer {
+    session
+        .ask(text, images, &options(), &mut |_| Control::Continue)
+        .unwrap()
+}
+
+/// The answer to a whole conversation made without a session: rendered, spliced and decoded from nothing.
+fn from_nothing(model: &MiniGemini, messages: &[Message], images: &[RgbImage]) -> String {
+    let mut turns = messages.to_vec();
+    turns.push(Message {
+        role: Role::Assistant,
+        text: None,
+    });
+    let prompt = mgm_text::protocol::number_images(&model.template().render(&turns));
+    let ids = mgm_text::encode_with_images(model.tokenizer(), &prompt).unwrap();
+    let tokens: Vec<_> = images
+        .iter()
+        .map(|image| {
+            let features = model
+                .tower_features(&model.prepare(image).unwrap())
+                .unwrap();
+            model.visual_tokens(&features).unwrap()
+        })
+        .collect();
+    let spliced = model.splice(&ids, &tokens).unwrap();
+    let (greedy, _) = greedy_cached(model, &[spliced], LONGEST);
+    let mut stream = model.tokenizer().stream();
+    let mut text = String::new();
+    for id in &greedy[0] {
+        let id = u32::try_from(*id).unwrap();
+        if model.stop_ids().contains(&id) {
+            break;
+        }
+        text.extend(stream.push(id));
+    }
+    text.extend(stream.finish());
+    text.trim().to_string()
+}
+
+#[test]
+fn later_turns_equal_the_conversation_from_nothing() {
+    let model = load("llama", &[]);
+    let mut session = model.session();
+    let images = [picture(120, 80, 1), picture(64, 200, 9)];
+    let first = ask(
+        &mut session,
+        "the thing in the air?",
+        vec![images[0].clone()],
+    );
+    assert!(!first.text.is_empty() && first.new_tokens > 1);
+    assert_eq!((first.visual_tokens, first.cached_tokens), (36, 0));
+    let history = session.messages().to_vec();
+    assert_eq!(
+        first.text,
+        from_nothing(&model, &history[..1], &images[..1])
+    );
+
+    // Only the new turn is read; what was read before is not read again.
+    let second = ask(&mut session, "and the other one", Vec::new());
+    assert!(
+        second.cached_tokens > 36,
+        "{} positions were known",
+        second.cached_tokens
+    );
+    let history = session.messages().to_vec();
+    assert_eq!(history.len(), 4);
+    assert_eq!(
+        second.text,
+        from_nothing(&model, &history[..3], &images[..1])
+    );
+
+    // A second picture numbers the first one's placeholder too, so the prompt changes near its beginning.
+    let third = ask(&mut session, "is it the same?", vec![images[1].clone()]);
+    assert_eq!(third.visual_tokens, 72);
+    assert!(third.cached_tokens < second.cached_tokens);
+    let history = session.messages().to_vec();
+    assert_eq!(third.text, from_nothing(&model, &history[..5], &images));
+
+    session.reset();
+    assert!(session.messages().is_empty());
+    let again = ask(
+        &mut session,
+        "the thing in the air?",
+        vec![images[0].clone()],
+    );
+    assert_eq!((again.text, again.cached_tokens), (first.text, 0));
+}
+
+#[test]
+fn pieces_make_the_text_and_sampling_repeats_with_its_seed() {
+    let model = load("llama", &[]);
+    let mut pieces = String::new();
+    let mut order = Vec::new();
+    let answer = model
+        .session()
+        .ask(
+            "the thing",
+            vec![picture(50, 50, 3)],
+            &options(),
+            &mut |event| {
+                match event {
+                    Event::EncodingImage { index, total } => {
+                        order.push(format!("encode {index}/{total}"))
+                    }
+                    Event::ImageEncoded => order.push("encoded".into()),
+                    Event::Prefilling { .. } => order.push("prefill".into()),
+                    Event::Text(piece) => pieces.push_str(piece),
+                }
+                Control::Continue
+            },
+        )
+        .unwrap();
+    assert_eq!(order, ["encode 0/1", "encoded", "prefill"]);
+    assert_eq!(pieces.trim(), answer.text);
+
+    let sampled = |seed| {
+        let options = GenerateOptions {
+            temperature: 1.0,
+            seed: Some(seed),
+            ..options()
+        };
+        model
+            .session()
+            .ask("the thing", Vec::new(), &options, &mut |_| {
+                Control::Continue
+            })
+            .unwrap()
+            .text
+    };
+    assert_eq!(sampled(5), sampled(5));
+    assert!(
+        (6..12).any(|seed| sampled(seed) != sampled(5)),
+        "sampling ignores its seed"
+    );
+}
+
+#[test]
+fn a_stopped_answer_keeps_what_there_is() {
+    let model = load("llama", &[]);
+    let mut session = model.session();
+    let mut pieces = 0;
+    let answer = session
+        .ask(
+            "the thing in the air?",
+            vec![picture(30, 40, 2)],
+            &options(),
+            &mut |event| {
+                pieces += usize::from(matches!(event, Event::Text(_)));
+                if pieces >= 3 {
+                    Control::Stop
+                } else {
+                    Control::Continue
+                }
+            },
+        )
+        .unwrap();
+    assert_eq!(answer.stop, StopReason::Interrupted);
+    assert!(answer.new_tokens < LONGEST);
+    // Stopped before the first token: the turn is taken back and the next answer is as without it.
+    let turns = session.messages().len();
+    let stopped = session
+        .ask("in the end", Vec::new(), &options(), &mut |_| Control::Stop)
+        .unwrap();
+    assert!(stopped.text.is_empty());
+    assert_eq!(session.messages().len(), turns);
+    let next = ask(&mut session, "and then", Vec::new());
+    let history = session.messages().to_vec();
+    let before = history.len() - 1;
+    assert_eq!(
+        next.text,
+        from_nothing(&model, &history[..before], &[picture(30, 40, 2)])
+    );
+}
+
+#[test]
+fn what_does_not_fit_is_refused_and_changes_nothing() {
+    let model = load("llama", &[]);
+    let mut session = model.session();
+    let long = "the thing in the air ".repeat(400);
+    let error = session
+        .ask(&long, Vec::new(), &options(), &mut |_| Control::Continue)
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("2048"), "{error}");
+    let error = session
+        .ask(
+            "<image> and <image>",
+            vec![picture(9, 9, 1)],
+            &options(),
+            &mut |_| Control::Continue,
+        )
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains('2') && error.contains('1'), "{error}");
+    assert!(session.messages().is_empty());
+    let fresh = ask(&mut model.session(), "in the air", Vec::new());
+    assert_eq!(ask(&mut session, "in the air", Vec::new()).text, fresh.text);
+}
