@@ -50,18 +50,18 @@ impl Conversation {
                     "expected \"human\" (roles must alternate), found \"gpt\"".to_owned(),
                 ));
             }
-            if let Some((previous, _)) = messages.last() {
-                if *previous == role {
-                    let (expected, found) = if role == Role::User {
-                        ("gpt", "human")
-                    } else {
-                        ("human", "gpt")
-                    };
-                    return Err((
-                        format!("conversations[{position}].from"),
-                        format!("expected {expected:?} (roles must alternate), found {found:?}"),
-                    ));
-                }
+            if let Some((previous, _)) = messages.last()
+                && *previous == role
+            {
+                let (expected, found) = if role == Role::User {
+                    ("gpt", "human")
+                } else {
+                    ("human", "gpt")
+                };
+                return Err((
+                    format!("conversations[{position}].from"),
+                    format!("expected {expected:?} (roles must alternate), found {found:?}"),
+                ));
             }
             let text = if record.image.is_empty() {
                 sentence.value.clone()

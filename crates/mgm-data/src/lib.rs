@@ -9,6 +9,8 @@
 //! * [`tokenise`] renders a conversation with a template and masks everything but the answers ([`Sequence`]).
 //! * [`Sampler`] yields the record indices of micro batch number `n`.
 
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
 mod conversation;
 mod dataset;
 mod error;

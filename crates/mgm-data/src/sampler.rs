@@ -269,7 +269,13 @@ mod tests {
             assert!(is_permutation(&order, lengths.len()));
             let images = lengths.iter().filter(|&&length| length > 0).count();
             let texts = lengths.len() - images;
-            let remainder = |count: usize| if count % 8 == 0 { 8 } else { count % 8 };
+            let remainder = |count: usize| {
+                if count.is_multiple_of(8) {
+                    8
+                } else {
+                    count % 8
+                }
+            };
             let pure = lengths.len() - remainder(images) - remainder(texts);
             for megabatch in order[..pure].chunks(batch * chunks) {
                 let signs: Vec<bool> = megabatch.iter().map(|&index| lengths[index] > 0).collect();

@@ -4,6 +4,8 @@
 //! newline that is not followed by a word is one id of its own. That is how SentencePiece treats the space at the end of "ASSISTANT: ", which
 //! the rules of the released models count on. Its switches cover BOS or none, legacy or not.
 
+#![allow(clippy::unwrap_used)]
+
 use std::cell::RefCell;
 use std::collections::HashMap;
 

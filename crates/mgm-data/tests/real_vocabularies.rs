@@ -1,6 +1,8 @@
 //! Label masks with the vocabularies of the released models: which ids are learnt, worked out from published encodings
 //! (`▁Hello` 15043, `▁World` 2787, `!` 29991, `▁A` 319, `▁chat` 13563, `</s>` 2 in the Llama vocabulary).
 
+#![allow(clippy::unwrap_used)]
+
 use std::path::{Path, PathBuf};
 
 use mgm_data::{Conversation, MaskMismatch, Sequence, TokeniseSettings, tokenise};
@@ -88,7 +90,7 @@ fn vicuna_plain_caption_ends_with_a_newline() {
 
 #[test]
 fn mixtral_learns_answers_and_their_end() {
-    let tokenizer = Tokenizer::from_file(&text_fixture("mistral-v1.tokenizer.model")).unwrap();
+    let tokenizer = Tokenizer::from_file(text_fixture("mistral-v1.tokenizer.model")).unwrap();
     for (image, question) in [(true, "<image>\nGreet."), (false, "Greet.")] {
         let sequence = sequence(
             "mistral_instruct",

@@ -74,10 +74,10 @@ impl<'a> FeatureStore<'a> {
         {
             return load(&path).map_err(fail);
         }
-        if let Some(cached) = self.known.get(&path) {
-            if let Ok(features) = load(cached) {
-                return Ok(features);
-            }
+        if let Some(cached) = self.known.get(&path)
+            && let Ok(features) = load(cached)
+        {
+            return Ok(features);
         }
         let bytes = std::fs::read(&path).map_err(|error| fail(format!("cannot read: {error}")))?;
         let cached = self.cache.as_ref().map(|cache| {

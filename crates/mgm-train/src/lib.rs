@@ -13,6 +13,8 @@
 //! A run is a pure function of recipe, data and model: stopped anywhere (a full disk, Ctrl-C, a power cut) and resumed, it ends with the
 //! same bits in the same parameters as an uninterrupted one.
 
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
 mod checkpoint;
 mod collective;
 mod error;

@@ -349,12 +349,12 @@ impl Recipe {
         if self.start_from.is_some() && self.initialise == Some(Initialise::Random) {
             return Err("initialise: `random` contradicts `start_from`".to_owned());
         }
-        if let Some(template) = &self.template {
-            if MaskRule::for_template(template).is_none() {
-                return Err(format!(
-                    "template: `{template}` has no rule for training labels"
-                ));
-            }
+        if let Some(template) = &self.template
+            && MaskRule::for_template(template).is_none()
+        {
+            return Err(format!(
+                "template: `{template}` has no rule for training labels"
+            ));
         }
         Ok(())
     }

@@ -31,17 +31,17 @@ impl StepLog {
     /// Opens the log for appending after step `done`; lines of later steps (made after the checkpoint that is resumed from) are dropped.
     pub(crate) fn open(path: &Path, done: u64) -> Result<Self, TrainError> {
         let mut kept = String::new();
-        if done > 0 {
-            if let Ok(file) = File::open(path) {
-                for line in BufReader::new(file).lines() {
-                    let line = line.map_err(TrainError::io("read", path))?;
-                    let step = serde_json::from_str::<Value>(&line)
-                        .ok()
-                        .and_then(|value| value.get("step")?.as_u64());
-                    if step.is_some_and(|step| step <= done) {
-                        kept.push_str(&line);
-                        kept.push('\n');
-                    }
+        if done > 0
+            && let Ok(file) = File::open(path)
+        {
+            for line in BufReader::new(file).lines() {
+                let line = line.map_err(TrainError::io("read", path))?;
+                let step = serde_json::from_str::<Value>(&line)
+                    .ok()
+                    .and_then(|value| value.get("step")?.as_u64());
+                if step.is_some_and(|step| step <= done) {
+                    kept.push_str(&line);
+                    kept.push('\n');
                 }
             }
         }

@@ -188,15 +188,15 @@ impl Trainer {
         sink: &dyn ProgressSink,
         stop: &AtomicBool,
     ) -> Result<Outcome, TrainError> {
-        if !self.resumed {
-            if let Some(old) = latest_checkpoint(&self.recipe.output) {
-                return Err(TrainError::Checkpoint {
-                    path: old,
-                    message:
-                        "an earlier run left this checkpoint; resume it, or choose another `output`"
-                            .to_owned(),
-                });
-            }
+        if !self.resumed
+            && let Some(old) = latest_checkpoint(&self.recipe.output)
+        {
+            return Err(TrainError::Checkpoint {
+                path: old,
+                message:
+                    "an earlier run left this checkpoint; resume it, or choose another `output`"
+                        .to_owned(),
+            });
         }
         sink.note(&self.describe());
         let mut log = StepLog::open(&self.recipe.output.join("log.jsonl"), self.state.step)?;

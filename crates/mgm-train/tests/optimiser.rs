@@ -1,5 +1,7 @@
 //! AdamW, schedule and clipping against PyTorch and transformers (`tools/fixtures/train_adamw.py`).
 
+#![allow(clippy::unwrap_used)]
+
 use std::collections::BTreeMap;
 
 use candle_core::{Device, Var};

@@ -1,5 +1,7 @@
 //! Whole runs on a tiny model: resuming bit by bit, learning, and what goes wrong.
 
+#![allow(clippy::unwrap_used)]
+
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
