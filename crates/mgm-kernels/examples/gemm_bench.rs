@@ -4,8 +4,10 @@
 
 use std::time::Instant;
 
+use mgm_kernels::attention::{AttentionShape, HeadsLayout, attention_at, attention_backward_at};
 use mgm_kernels::gemm::{Epilogue, PackedWeight, WeightType, gemm_at, matmul_at};
 use mgm_kernels::level::{Level, available, has_avx512_bf16};
+use mgm_kernels::quant::{Bytes, QuantType, QuantWeight, quant_gemm_at, quantize};
 
 fn values(count: usize) -> Vec<f32> {
     let mut state = 0x9e37_79b9_7f4a_7c15u64;
@@ -89,6 +91,72 @@ fn main() {
                 matmul_at(level, trans_a, trans_b, m, n, k, &a, &b, &mut c, false)
             });
             report(level, what, m, n, k, b.len() * 4, time);
+        }
+        attention(level, seconds);
+        quantised(level, seconds);
+    }
+}
+
+/// Attention of the 135M language model (9 heads, 3 key heads, 64 dimensions), forward and backward.
+fn attention(level: Level, seconds: f64) {
+    for length in [150, 600] {
+        let s = AttentionShape {
+            heads: 9,
+            kv_heads: 3,
+            head_dim: 64,
+            query_len: length,
+            key_len: length,
+            scale: 0.125,
+            causal_offset: Some(0),
+        };
+        let ql = HeadsLayout {
+            head_stride: 64,
+            row_stride: 576,
+        };
+        let kl = HeadsLayout {
+            head_stride: 64,
+            row_stride: 192,
+        };
+        let (q, grad) = (values(length * 576), values(length * 576));
+        let (k, v) = (values(length * 192), values(length * 192));
+        let mut out = vec![0.0; length * 576];
+        let forward = best(seconds, || {
+            attention_at(level, &s, &q, ql, &k, kl, &v, kl, &mut out, ql)
+        });
+        let (mut dq, mut dk, mut dv) = (q.clone(), k.clone(), v.clone());
+        let backward = best(seconds, || {
+            attention_backward_at(
+                level, &s, &q, ql, &k, kl, &v, kl, &out, ql, &grad, ql, &mut dq, &mut dk, &mut dv,
+            );
+        });
+        println!(
+            "{:8} attention 9/3 heads of 64, {length} causal: forward {:.3} ms, backward {:.3} ms",
+            level.name(),
+            forward * 1e3,
+            backward * 1e3
+        );
+    }
+}
+
+/// Decoding and prefilling with quantised weights.
+fn quantised(level: Level, seconds: f64) {
+    let (n, k) = (8192, 2048);
+    let x = values(256 * k);
+    let dense = values(n * k / 16);
+    for t in QuantType::ALL {
+        let mut data = Vec::new();
+        for _ in 0..16 {
+            data.extend(quantize(t, &dense));
+        }
+        let Ok(w) = QuantWeight::new(t, n, k, Bytes::from_vec(data)) else {
+            continue;
+        };
+        for m in [1, 4, 256] {
+            let mut out = vec![0.0; m * n];
+            let time = best(seconds, || {
+                quant_gemm_at(level, m, &x[..m * k], &w, &mut out, &Epilogue::default())
+            });
+            report(level, t.name(), m, n, k, w.data().len(), time);
         }
     }
 }

@@ -87,7 +87,7 @@ fn check(
     ol: HeadsLayout,
 ) {
     assert!(
-        s.kv_heads > 0 && s.heads % s.kv_heads == 0,
+        s.kv_heads > 0 && s.heads.is_multiple_of(s.kv_heads),
         "attention: kv_heads must divide heads"
     );
     ql.check("q", s.heads, s.query_len, s.head_dim, q.len());

@@ -286,13 +286,13 @@ fn input_gradient_row<const FMA: bool>(
         pixel.fill(0.0);
         for ky in 0..s.kernel {
             let y = iy + s.pad_top;
-            if y < ky || (y - ky) % s.stride != 0 || (y - ky) / s.stride >= oh {
+            if y < ky || !(y - ky).is_multiple_of(s.stride) || (y - ky) / s.stride >= oh {
                 continue;
             }
             let oy = (y - ky) / s.stride;
             for kx in 0..s.kernel {
                 let x = ix + s.pad_left;
-                if x < kx || (x - kx) % s.stride != 0 || (x - kx) / s.stride >= ow {
+                if x < kx || !(x - kx).is_multiple_of(s.stride) || (x - kx) / s.stride >= ow {
                     continue;
                 }
                 let g = &grad_image[(oy * ow + (x - kx) / s.stride) * c..][..c];

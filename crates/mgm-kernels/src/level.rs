@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 pub enum Level {
     /// Rust code compiled for the baseline target.
     Portable,
-    /// AVX2 with FMA.
+    /// AVX2 with FMA and F16C.
     Avx2,
     /// AVX-512 F, BW, VL, DQ and VNNI. BF16 products are a separate property, see [`has_avx512_bf16`].
     Avx512,
@@ -72,7 +72,9 @@ fn state() -> &'static State {
 #[cfg(target_arch = "x86_64")]
 fn detect() -> (Vec<Level>, bool) {
     let mut available = vec![Level::Portable];
-    let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+    let avx2 = is_x86_feature_detected!("avx2")
+        && is_x86_feature_detected!("fma")
+        && is_x86_feature_detected!("f16c");
     let avx512 = avx2
         && is_x86_feature_detected!("avx512f")
         && is_x86_feature_detected!("avx512bw")

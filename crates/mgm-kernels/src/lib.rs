@@ -10,7 +10,7 @@
 //! | value      | instruction sets                                                       |
 //! |------------|------------------------------------------------------------------------|
 //! | `portable` | whatever the compiler target guarantees                                |
-//! | `avx2`     | AVX2 and FMA                                                           |
+//! | `avx2`     | AVX2, FMA and F16C                                                     |
 //! | `avx512`   | AVX-512 F, BW, VL, DQ and VNNI; BF16 products where the CPU has them   |
 //! | `amx`      | the same and the AMX bf16 tile unit                                    |
 //!

@@ -42,7 +42,11 @@ pub(crate) fn row_bytes(format: RowFormat, k: usize) -> usize {
         RowFormat::Bf16Rows => {
             let bytes = k.next_multiple_of(K_ALIGN) * 2;
             // Rows a multiple of 1 KiB apart would compete for the same few cache sets.
-            if bytes % 1024 == 0 { bytes + 64 } else { bytes }
+            if bytes.is_multiple_of(1024) {
+                bytes + 64
+            } else {
+                bytes
+            }
         }
     }
 }

@@ -26,7 +26,7 @@ impl<'a> Operand<'a> {
 
     /// The transpose of the rows `first..` (a multiple of 32) of an `f32` packed matrix.
     pub(crate) fn panels(packed: &'a PackedWeight, first: usize) -> Self {
-        debug_assert!(packed.weight_type() == WeightType::F32 && first % PANEL == 0);
+        debug_assert!(packed.weight_type() == WeightType::F32 && first.is_multiple_of(PANEL));
         let panel_stride = packed.panel_bytes() / 4;
         let data: &[f32] = bytemuck::cast_slice(packed.data());
         Self {

@@ -14,6 +14,8 @@ pub(crate) struct QuantRows {
     pub(crate) scales: Vec<f32>,
     /// `scale · Σ codes` of each half block, `[m][k / 16]`.
     pub(crate) sums: Vec<f32>,
+    /// Scale and `scale · Σ codes` of each block, `[m][k / 32]`.
+    pub(crate) pairs: Vec<[f32; 2]>,
 }
 
 impl QuantRows {
@@ -24,8 +26,16 @@ impl QuantRows {
             codes: vec![0; m * k],
             scales: vec![0.0; blocks],
             sums: vec![0.0; 2 * blocks],
+            pairs: Vec::new(),
         };
         quantize_at(level, x, &mut rows.codes, &mut rows.scales, &mut rows.sums);
+        let halves = rows.sums.as_chunks::<2>().0;
+        rows.pairs = rows
+            .scales
+            .iter()
+            .zip(halves)
+            .map(|(&scale, half)| [scale, half[0] + half[1]])
+            .collect();
         rows
     }
 }

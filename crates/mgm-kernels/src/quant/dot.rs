@@ -3,6 +3,8 @@
 use super::QuantType;
 use super::activations::QuantRows;
 use super::codes::{CHUNK, Codes};
+#[cfg(target_arch = "x86_64")]
+use super::dot_x86;
 use crate::level::Level;
 
 /// Largest number of rows that one pass over a weight row serves.
@@ -293,10 +295,19 @@ pub(crate) fn dot(
 ) -> [f32; MAX_ROWS] {
     #[cfg(target_arch = "x86_64")]
     match level {
-        // SAFETY: the machine has this level.
-        Level::Avx512 | Level::Amx => return unsafe { rows_avx512(t, m, data, k, x) },
-        // SAFETY: the machine has this level.
-        Level::Avx2 => return unsafe { rows_avx2(t, m, data, k, x) },
+        Level::Avx512 | Level::Amx => {
+            // SAFETY: the machine has this level.
+            return unsafe {
+                dot_x86::dot_avx512(t, m, data, k, x)
+                    .unwrap_or_else(|| rows_avx512(t, m, data, k, x))
+            };
+        }
+        Level::Avx2 => {
+            // SAFETY: the machine has this level.
+            return unsafe {
+                dot_x86::dot_avx2(t, m, data, k, x).unwrap_or_else(|| rows_avx2(t, m, data, k, x))
+            };
+        }
         Level::Portable => {}
     }
     let _ = level;

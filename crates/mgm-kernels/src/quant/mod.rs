@@ -5,6 +5,8 @@ mod blocks;
 mod bytes;
 mod codes;
 mod dot;
+#[cfg(target_arch = "x86_64")]
+mod dot_x86;
 mod gemm;
 mod k_quants;
 mod quantize;
@@ -149,7 +151,7 @@ pub enum QuantError {
 pub fn dequantize(t: QuantType, data: &[u8], out: &mut [f32]) {
     let blocks = out.len() / t.block_len();
     assert!(
-        out.len() % t.block_len() == 0 && data.len() == blocks * t.block_bytes(),
+        out.len().is_multiple_of(t.block_len()) && data.len() == blocks * t.block_bytes(),
         "dequantize {}: {} bytes do not hold {} values",
         t.name(),
         data.len(),
@@ -165,7 +167,7 @@ pub fn dequantize(t: QuantType, data: &[u8], out: &mut [f32]) {
 /// When the number of values is not a multiple of [`QuantType::block_len`].
 pub fn quantize(t: QuantType, values: &[f32]) -> Vec<u8> {
     assert!(
-        values.len() % t.block_len() == 0,
+        values.len().is_multiple_of(t.block_len()),
         "quantize {}: {} values are not whole blocks of {}",
         t.name(),
         values.len(),
@@ -192,14 +194,11 @@ pub struct QuantWeight {
 impl QuantWeight {
     /// Checks that `data` holds exactly `n` rows of `k` values.
     pub fn new(quant_type: QuantType, n: usize, k: usize, data: Bytes) -> Result<Self, QuantError> {
-        if k % quant_type.block_len() != 0 {
+        if !k.is_multiple_of(quant_type.block_len()) {
             return Err(QuantError::RowLength { quant_type, k });
         }
         let row_blocks = (k / quant_type.block_len()) as u128;
-        // Cannot overflow: each factor is below 2⁶⁴ and the last below 2⁸, so the checked product decides.
-        let expected = (n as u128)
-            .checked_mul(row_blocks * quant_type.block_bytes() as u128)
-            .unwrap_or(u128::MAX);
+        let expected = (n as u128).saturating_mul(row_blocks * quant_type.block_bytes() as u128);
         let found = data.as_slice().len();
         if expected != found as u128 {
             return Err(QuantError::DataLength {
