@@ -254,11 +254,10 @@ impl Linear {
             || matches!(self.lora, Some(Lora::Trainable { .. }))
     }
 
-    /// The frozen matrix without its adapter, for operations that fuse the product; `None` if it is trainable.
-    #[allow(dead_code)]
-    pub(crate) fn frozen_matrix(&self) -> Option<&Arc<FrozenWeight>> {
-        match (&self.matrix, &self.lora) {
-            (Matrix::Frozen(weight), None) => Some(weight),
+    /// The frozen matrix of a layer that has neither bias nor adapter, for operations that fuse the product.
+    pub(crate) fn plain_frozen_matrix(&self) -> Option<&Arc<FrozenWeight>> {
+        match (&self.matrix, &self.bias, &self.lora) {
+            (Matrix::Frozen(weight), None, None) => Some(weight),
             _ => None,
         }
     }

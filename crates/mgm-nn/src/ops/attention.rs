@@ -277,6 +277,9 @@ fn composed_heads(
 pub(crate) fn composed(q: &Tensor, k: &Tensor, v: &Tensor, spec: &AttentionSpec) -> Result<Tensor> {
     let mut parts = Vec::with_capacity(spec.segments.len());
     for (start, &length) in starts(&spec.segments).into_iter().zip(&spec.segments) {
+        if length == 0 {
+            continue;
+        }
         let part = |x: &Tensor| x.narrow(0, start, length)?.transpose(0, 1);
         let mask = if spec.causal {
             Some(causal_mask(length, length, 0, q.device())?)
@@ -285,6 +288,9 @@ pub(crate) fn composed(q: &Tensor, k: &Tensor, v: &Tensor, spec: &AttentionSpec)
         };
         let out = composed_heads(&part(q)?, &part(k)?, &part(v)?, spec.scale, mask.as_ref())?;
         parts.push(out.transpose(0, 1)?);
+    }
+    if parts.is_empty() {
+        return q.zeros_like();
     }
     Tensor::cat(&parts, 0)
 }

@@ -15,36 +15,59 @@ pub const IGNORE_LABEL: i64 = -100;
 /// `logits` is `[rows, vocabulary]`. It is an error if no row is labelled or a label is out of range.
 pub fn cross_entropy(logits: &Tensor, labels: &[i64]) -> Result<Tensor> {
     let (rows, vocabulary) = logits.dims2()?;
-    if labels.len() != rows {
-        candle_core::bail!("cross-entropy: {} labels for {rows} rows", labels.len());
-    }
-    let mut targets = Vec::with_capacity(rows);
-    for (row, &label) in labels.iter().enumerate() {
-        targets.push(match usize::try_from(label) {
-            Ok(label) if label < vocabulary => Some(label),
-            _ if label == IGNORE_LABEL => None,
-            _ => candle_core::bail!(
-                "cross-entropy: label {label} of row {row} is neither {IGNORE_LABEL} nor below the vocabulary of {vocabulary}"
-            ),
-        });
-    }
-    let labelled = targets.iter().flatten().count();
-    if labelled == 0 {
-        candle_core::bail!("cross-entropy: none of the {rows} rows is labelled");
-    }
+    let targets = Targets::new(labels, rows, vocabulary)?;
     if logits.device().is_cpu() {
-        logits.apply_op1(CrossEntropy { targets, labelled })
+        logits.apply_op1(CrossEntropy { targets })
     } else {
         composed(logits, &targets)
     }
 }
 
-pub(crate) fn composed(logits: &Tensor, targets: &[Option<usize>]) -> Result<Tensor> {
-    let labelled = targets
-        .iter()
-        .enumerate()
-        .filter_map(|(row, target)| Some((row as u32, (*target)? as u32)));
-    let (rows, targets): (Vec<u32>, Vec<u32>) = labelled.unzip();
+/// Checked labels.
+pub(crate) struct Targets {
+    rows: Vec<Option<usize>>,
+    count: usize,
+}
+
+impl Targets {
+    pub(crate) fn new(labels: &[i64], rows: usize, vocabulary: usize) -> Result<Self> {
+        if labels.len() != rows {
+            candle_core::bail!("cross-entropy: {} labels for {rows} rows", labels.len());
+        }
+        let mut targets = Vec::with_capacity(rows);
+        for (row, &label) in labels.iter().enumerate() {
+            targets.push(match usize::try_from(label) {
+                Ok(label) if label < vocabulary => Some(label),
+                _ if label == IGNORE_LABEL => None,
+                _ => candle_core::bail!(
+                    "cross-entropy: label {label} of row {row} is neither {IGNORE_LABEL} nor below the vocabulary of {vocabulary}"
+                ),
+            });
+        }
+        let count = targets.iter().flatten().count();
+        if count == 0 {
+            candle_core::bail!("cross-entropy: none of the {rows} rows is labelled");
+        }
+        Ok(Self {
+            rows: targets,
+            count,
+        })
+    }
+
+    /// Row and target of each labelled row.
+    pub(crate) fn labelled(&self) -> impl Iterator<Item = (usize, usize)> + '_ {
+        self.rows
+            .iter()
+            .enumerate()
+            .filter_map(|(row, target)| Some((row, (*target)?)))
+    }
+}
+
+pub(crate) fn composed(logits: &Tensor, targets: &Targets) -> Result<Tensor> {
+    let (rows, targets): (Vec<u32>, Vec<u32>) = targets
+        .labelled()
+        .map(|(row, target)| (row as u32, target as u32))
+        .unzip();
     let count = rows.len();
     let logits = logits.index_select(&Tensor::from_vec(rows, count, logits.device())?, 0)?;
     let shifted = logits.broadcast_sub(&logits.max_keepdim(D::Minus1)?.detach())?;
@@ -54,8 +77,7 @@ pub(crate) fn composed(logits: &Tensor, targets: &[Option<usize>]) -> Result<Ten
 }
 
 struct CrossEntropy {
-    targets: Vec<Option<usize>>,
-    labelled: usize,
+    targets: Targets,
 }
 
 impl CustomOp1 for CrossEntropy {
@@ -68,7 +90,7 @@ impl CustomOp1 for CrossEntropy {
         let logits = host::values(storage, layout, self.name())?;
         let losses: Vec<f64> = logits
             .par_chunks_exact(vocabulary)
-            .zip(&self.targets)
+            .zip(&self.targets.rows)
             .map_init(
                 || vec![0.0; vocabulary],
                 |scratch, (row, target)| match target {
@@ -77,13 +99,13 @@ impl CustomOp1 for CrossEntropy {
                 },
             )
             .collect();
-        let mean = losses.iter().sum::<f64>() / self.labelled as f64;
+        let mean = losses.iter().sum::<f64>() / self.targets.count as f64;
         Ok((CpuStorage::F32(vec![mean as f32]), Shape::from(())))
     }
 
     fn bwd(&self, logits: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
         let (rows, vocabulary) = logits.dims2()?;
-        let scale = grad.to_scalar::<f32>()? / self.labelled as f32;
+        let scale = grad.to_scalar::<f32>()? / self.targets.count as f32;
         let host = Host::new(logits);
         let values = host.values(self.name())?;
         // The only buffer of this size: each row's softmax is made where its gradient will be.
@@ -91,7 +113,7 @@ impl CustomOp1 for CrossEntropy {
         gradient
             .par_chunks_exact_mut(vocabulary)
             .zip(values.par_chunks_exact(vocabulary))
-            .zip(&self.targets)
+            .zip(&self.targets.rows)
             .for_each(|((gradient, row), target)| {
                 if let Some(target) = target {
                     gradient.copy_from_slice(row);

@@ -87,29 +87,44 @@ pub fn depthwise(
     }
 }
 
+/// A sum of `kernel²` shifted products: candle's own grouped convolution is one call for each channel, and its backward
+/// refuses strides that do not divide the input.
 pub(crate) fn composed(
     x: &Tensor,
     weight: &Tensor,
     bias: Option<&Tensor>,
     params: &DepthwiseParams,
 ) -> Result<Tensor> {
-    let channels = x.dims()[3];
-    let planar = x
-        .permute((0, 3, 1, 2))?
-        .contiguous()?
-        .pad_with_zeros(2, params.pad_top, params.pad_bottom)?
-        .pad_with_zeros(3, params.pad_left, params.pad_right)?;
-    let weight = weight
-        .t()?
-        .contiguous()?
-        .reshape((channels, 1, params.kernel, params.kernel))?;
-    let y = planar
-        .conv2d(&weight, 0, params.stride, 1, channels)?
-        .permute((0, 2, 3, 1))?
-        .contiguous()?;
-    match bias {
-        Some(bias) => y.broadcast_add(bias),
-        None => Ok(y),
+    let shape = params.shape(x.shape(), weight.shape())?;
+    let padded = x
+        .pad_with_zeros(1, params.pad_top, params.pad_bottom)?
+        .pad_with_zeros(2, params.pad_left, params.pad_right)?;
+    let shifted = |x: &Tensor, axis: usize, start: usize, count: usize| {
+        if params.stride == 1 {
+            return x.narrow(axis, start, count);
+        }
+        let indices: Vec<u32> = (0..count)
+            .map(|i| (start + i * params.stride) as u32)
+            .collect();
+        x.contiguous()?
+            .index_select(&Tensor::from_vec(indices, count, x.device())?, axis)
+    };
+    let mut total: Option<Tensor> = None;
+    for ky in 0..params.kernel {
+        let rows = shifted(&padded, 1, ky, shape.out_height())?;
+        for kx in 0..params.kernel {
+            let tap = weight.narrow(0, ky * params.kernel + kx, 1)?.squeeze(0)?;
+            let product = shifted(&rows, 2, kx, shape.out_width())?.broadcast_mul(&tap)?;
+            total = Some(match total {
+                Some(total) => (total + product)?,
+                None => product,
+            });
+        }
+    }
+    match (total, bias) {
+        (Some(total), Some(bias)) => total.broadcast_add(bias),
+        (Some(total), None) => Ok(total),
+        (None, _) => candle_core::bail!("depthwise: empty kernel"),
     }
 }
 

@@ -205,7 +205,8 @@ impl StoredTensor {
             return self.clone();
         };
         let bytes = bytes.as_slice();
-        if rows == 0 || bytes.len() % rows != 0 {
+        // Without bytes there is nothing to move, however many rows a hostile file claims.
+        if bytes.is_empty() || rows == 0 || bytes.len() % rows != 0 {
             return self.clone();
         }
         let row_bytes = bytes.len() / rows;

@@ -1,1 +1,551 @@
+//! Weight sources: formats, errors, storage, trainable parameters, adapters, saving.
 
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use candle_core::{DType, Device, Tensor};
+use mgm_kernels::quant::{self, QuantType};
+
+use super::*;
+use crate::Error;
+use crate::ops::linear_cross_entropy;
+
+/// A folder that goes away with the test.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("mgm-nn-{name}-{}", std::process::id()));
+        fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn tensor(shape: &[usize], seed: u64) -> Tensor {
+    let values: Vec<f32> = (0..shape.iter().product::<usize>() as u64)
+        .map(|i| ((i * 7919 + seed * 104_729) % 1009) as f32 / 504.5 - 1.0)
+        .collect();
+    Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
+}
+
+fn values(tensor: &Tensor) -> Vec<f32> {
+    tensor.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+fn map<const N: usize>(entries: [(&str, Tensor); N]) -> BTreeMap<String, Tensor> {
+    entries
+        .into_iter()
+        .map(|(name, tensor)| (name.to_string(), tensor))
+        .collect()
+}
+
+fn layer() -> HashMap<String, Tensor> {
+    map([
+        ("fc.weight", tensor(&[6, 8], 1)),
+        ("fc.bias", tensor(&[6], 2)),
+    ])
+    .into_iter()
+    .collect()
+}
+
+fn message<T>(result: crate::Result<T>) -> String {
+    let message = result.err().expect("an error").to_string();
+    assert!(!message.contains('\n'), "{message}");
+    message
+}
+
+fn save(path: &Path, tensors: &BTreeMap<String, Tensor>) {
+    save_safetensors(path, tensors, None).unwrap();
+}
+
+#[test]
+fn safetensors_round_trip_in_every_type() {
+    let folder = Folder::new("round-trip");
+    let path = folder.file("a.safetensors");
+    let tensors = map([
+        ("x", tensor(&[3, 5], 1)),
+        ("half", tensor(&[7], 2).to_dtype(DType::F16).unwrap()),
+        ("brain", tensor(&[7], 2).to_dtype(DType::BF16).unwrap()),
+        ("wide", tensor(&[2], 3).to_dtype(DType::F64).unwrap()),
+        ("ids", Tensor::new(&[1i64, 2], &Device::Cpu).unwrap()),
+        ("view", tensor(&[4, 6], 4).t().unwrap()),
+        (
+            "empty",
+            Tensor::zeros((0, 3), DType::F32, &Device::Cpu).unwrap(),
+        ),
+        ("scalar", Tensor::new(2.5f32, &Device::Cpu).unwrap()),
+    ]);
+    let metadata = BTreeMap::from([("lora_alpha".to_string(), "16".to_string())]);
+    save_safetensors_with_metadata(&path, &tensors, None, &metadata).unwrap();
+    let source = WeightSource::from_safetensors(&[path.clone()]).unwrap();
+    for (name, expected) in &tensors {
+        assert_eq!(source.shape(name).unwrap(), expected.dims(), "{name}");
+        if name != "ids" {
+            let expected = values(&expected.to_dtype(DType::F32).unwrap());
+            assert_eq!(
+                values(&source.tensor_any(name).unwrap()),
+                expected,
+                "{name}"
+            );
+        }
+    }
+    assert!(message(source.tensor_any("ids")).contains("tensor ids has type I64, expected"));
+    assert_eq!(source.safetensors_metadata()["lora_alpha"], "16");
+    assert_eq!(source.safetensors_metadata()["format"], "pt");
+    // The reader of others agrees.
+    let other = candle_core::safetensors::load(&path, &Device::Cpu).unwrap();
+    assert_eq!(values(&other["view"]), values(&tensors["view"]));
+
+    save_safetensors(&path, &tensors, Some(DType::BF16)).unwrap();
+    let other = candle_core::safetensors::load(&path, &Device::Cpu).unwrap();
+    assert_eq!(other["x"].dtype(), DType::BF16);
+    assert_eq!(other["ids"].dtype(), DType::I64);
+    // Nothing is left beside the file, and a failed write leaves the old one.
+    assert_eq!(fs::read_dir(&folder.0).unwrap().count(), 1);
+    assert!(
+        message(save_safetensors(
+            &folder.file("no/such/folder.safetensors"),
+            &tensors,
+            None
+        ))
+        .contains("writing")
+    );
+}
+
+#[test]
+fn damaged_safetensors_name_file_and_tensor() {
+    let folder = Folder::new("damage");
+    let path = folder.file("a.safetensors");
+    save(
+        &path,
+        &map([
+            ("first", tensor(&[4, 4], 1)),
+            ("second", tensor(&[10, 4], 2)),
+        ]),
+    );
+    let sound = fs::read(&path).unwrap();
+    let open = |bytes: &[u8]| {
+        // Another name each time: the old file may still be mapped.
+        fs::remove_file(&path).unwrap();
+        fs::write(&path, bytes).unwrap();
+        let text = message(WeightSource::from_safetensors(&[path.clone()]));
+        assert!(text.contains("a.safetensors: "), "{text}");
+        text
+    };
+    let text = open(&sound[..sound.len() - 4]);
+    assert!(
+        text.contains(
+            "truncated: tensor second [10, 4] ends at byte 224 of the data, found only 220"
+        ),
+        "{text}"
+    );
+    assert!(open(&sound[..20]).contains("truncated"));
+    assert!(open(&[]).contains("at least 8 bytes, found 0"));
+    assert!(open(b"not a weight file at all").contains("not a safetensors file"));
+    assert!(
+        open(&[sound.as_slice(), &[0; 4]].concat())
+            .contains("expected 224 bytes of data after the header, found 228")
+    );
+    let header = String::from_utf8_lossy(&sound[8..])
+        .replacen("[4,4]", "[4,5]", 1)
+        .into_bytes();
+    open(&[&sound[..8], &sound[8..8]].concat());
+    let mut reshaped = sound[..8].to_vec();
+    reshaped.extend(&sound[8..]);
+    let at = reshaped
+        .windows(5)
+        .position(|window| window == b"[4,4]")
+        .unwrap();
+    reshaped[at + 3] = b'5';
+    assert!(
+        open(&reshaped).contains("shape"),
+        "{}",
+        String::from_utf8_lossy(&header[..40])
+    );
+    for len in 0..sound.len() {
+        open(&sound[..len]);
+    }
+    assert!(
+        message(WeightSource::from_safetensors(&[
+            folder.file("none.safetensors")
+        ]))
+        .contains("opening failed")
+    );
+    assert!(WeightSource::from_safetensors(&[folder.0.clone()]).is_err());
+}
+
+#[test]
+fn wrong_shapes_and_missing_names_are_named() {
+    let folder = Folder::new("shapes");
+    let path = folder.file("a.safetensors");
+    save(&path, &map([("block.fc.weight", tensor(&[6, 8], 1))]));
+    let source = WeightSource::from_safetensors(&[path]).unwrap().pp("block");
+    let text = message(source.linear("fc", 9, 6, Bias::No));
+    assert!(
+        text.ends_with("a.safetensors: tensor block.fc.weight has shape [6, 8], expected [6, 9]"),
+        "{text}"
+    );
+    assert!(matches!(
+        source.tensor("fc.weight", [8, 6]),
+        Err(Error::Shape { .. })
+    ));
+    let text = message(source.linear("fc", 8, 6, Bias::Yes));
+    assert!(
+        text.contains("tensor block.fc.bias not found in ") && text.contains("a.safetensors"),
+        "{text}"
+    );
+    assert!(source.linear("fc", 8, 6, Bias::IfPresent).is_ok());
+    assert!(source.contains("fc.weight") && !source.contains("fc.bias"));
+    assert_eq!(source.names(), ["block.fc.weight"]);
+    assert_eq!(source.pp(3).full_name("x"), "block.3.x");
+}
+
+#[test]
+fn directories_and_indices() {
+    let folder = Folder::new("directory");
+    save(
+        &folder.file("model-1.safetensors"),
+        &map([("a", tensor(&[2], 1))]),
+    );
+    save(
+        &folder.file("model-2.safetensors"),
+        &map([("b", tensor(&[3], 2))]),
+    );
+    let index = folder.file("model.safetensors.index.json");
+    fs::write(
+        &index,
+        r#"{"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}"#,
+    )
+    .unwrap();
+    let source = WeightSource::open(&folder.0).unwrap();
+    assert_eq!(source.names(), ["a", "b"]);
+    assert_eq!(
+        values(&source.tensor("b", [3]).unwrap()),
+        values(&tensor(&[3], 2))
+    );
+    fs::write(&index, r#"{"weight_map": {"a": "../escape.safetensors"}}"#).unwrap();
+    assert!(message(WeightSource::open(&folder.0)).contains("bad file name"));
+    fs::write(&index, r#"{"weight_map": {"a": "missing.safetensors"}}"#).unwrap();
+    assert!(message(WeightSource::open(&folder.0)).contains("missing.safetensors: opening failed"));
+    fs::write(&index, "[]").unwrap();
+    assert!(message(WeightSource::open(&folder.0)).contains("weight_map"));
+    fs::remove_file(&index).unwrap();
+    assert_eq!(WeightSource::open(&folder.0).unwrap().names(), ["a", "b"]);
+    let empty = Folder::new("empty");
+    assert!(message(WeightSource::open(&empty.0)).contains("no weights"));
+}
+
+#[test]
+fn later_layers_win() {
+    let below = WeightSource::from_tensors(
+        map([("a", tensor(&[2], 1)), ("b", tensor(&[2], 2))])
+            .into_iter()
+            .collect(),
+    );
+    let above = WeightSource::from_tensors(map([("b", tensor(&[3], 3))]).into_iter().collect());
+    let source = below.overlay(above);
+    assert_eq!(source.names(), ["a", "b"]);
+    assert_eq!(source.shape("b"), Some(vec![3]));
+    assert_eq!(
+        values(&source.tensor("a", [2]).unwrap()),
+        values(&tensor(&[2], 1))
+    );
+}
+
+#[test]
+fn trainable_tensors_are_registered_variables_and_others_get_no_gradient() {
+    let mut tensors = layer();
+    tensors.insert("norm.weight".into(), tensor(&[8], 3));
+    tensors.insert("head.weight".into(), tensor(&[5, 6], 4));
+    let policy = |trainable: &[&str]| WeightPolicy {
+        trainable: trainable.iter().map(|name| name.to_string()).collect(),
+        ..WeightPolicy::default()
+    };
+    let run = |trainable: &[&str]| {
+        let source = WeightSource::from_tensors(tensors.clone()).with_policy(policy(trainable));
+        let norm = source.tensor("norm.weight", [8]).unwrap();
+        let fc = source.linear("fc", 8, 6, Bias::Yes).unwrap();
+        let head = source.linear("head", 6, 5, Bias::No).unwrap();
+        let x = crate::ops::rms_norm(&tensor(&[4, 8], 5), &norm, 1e-5, 0.0).unwrap();
+        let loss = linear_cross_entropy(&fc.forward(&x).unwrap(), &head, &[0, 1, -100, 4]).unwrap();
+        let gradients = loss.backward().unwrap();
+        for (name, variable) in source.parameters().all() {
+            assert!(gradients.get(&variable).is_some(), "{name} has no gradient");
+        }
+        (
+            source.parameters().names(),
+            loss.to_scalar::<f32>().unwrap(),
+        )
+    };
+    let (names, frozen_loss) = run(&[]);
+    assert!(names.is_empty());
+    for (trainable, expected) in [
+        (vec!["norm"], vec!["norm.weight"]),
+        (vec!["fc."], vec!["fc.bias", "fc.weight"]),
+        (vec!["fc.bias"], vec!["fc.bias"]),
+        (
+            vec![""],
+            vec!["fc.bias", "fc.weight", "head.weight", "norm.weight"],
+        ),
+    ] {
+        let (names, loss) = run(&trainable);
+        assert_eq!(names, expected);
+        assert!((loss - frozen_loss).abs() < 1e-5);
+    }
+}
+
+#[test]
+fn adapters_start_as_nothing_and_are_loaded_when_present() {
+    let lora = LoraConfig {
+        rank: 2,
+        alpha: 8.0,
+        targets: vec!["fc".into()],
+        seed: 5,
+    };
+    let policy = |trainable: &[&str]| WeightPolicy {
+        trainable: trainable.iter().map(|name| name.to_string()).collect(),
+        lora: Some(lora.clone()),
+        ..WeightPolicy::default()
+    };
+    let x = tensor(&[3, 8], 6);
+    let plain = WeightSource::from_tensors(layer())
+        .linear("fc", 8, 6, Bias::Yes)
+        .unwrap()
+        .forward(&x)
+        .unwrap();
+
+    // A new adapter: A uniform in ±1/√8, B zero, both trainable; the base is not, though its name matches.
+    let source = WeightSource::from_tensors(layer()).with_policy(policy(&["fc"]));
+    let linear = source.linear("fc", 8, 6, Bias::Yes).unwrap();
+    assert_eq!(
+        source.parameters().names(),
+        ["fc.bias", "fc.lora_A.weight", "fc.lora_B.weight"]
+    );
+    let a = source.parameters().get("fc.lora_A.weight").unwrap();
+    assert_eq!(a.dims(), [2, 8]);
+    let a_values = values(&a);
+    assert!(
+        a_values.iter().all(|value| value.abs() <= 0.3536)
+            && a_values.iter().any(|value| value.abs() > 0.2)
+    );
+    assert_eq!(
+        source.parameters().get("fc.lora_B.weight").unwrap().dims(),
+        [6, 2]
+    );
+    assert_eq!(values(&linear.forward(&x).unwrap()), values(&plain));
+
+    // The same seed draws the same values; no target, no adapter; not trainable and not there, no adapter.
+    let again = WeightSource::from_tensors(layer()).with_policy(policy(&["lora_"]));
+    again.linear("fc", 8, 6, Bias::Yes).unwrap();
+    assert_eq!(
+        values(&again.parameters().get("fc.lora_A.weight").unwrap()),
+        a_values
+    );
+    let inference = WeightSource::from_tensors(layer()).with_policy(policy(&[]));
+    inference.linear("fc", 8, 6, Bias::Yes).unwrap();
+    assert!(inference.parameters().is_empty());
+
+    // A stored one of another rank, trainable and frozen, adds alpha/rank·B·A.
+    let mut tensors = layer();
+    tensors.insert("fc.lora_A.weight".into(), tensor(&[4, 8], 7));
+    tensors.insert("fc.lora_B.weight".into(), tensor(&[6, 4], 8));
+    let low = x
+        .matmul(&tensor(&[4, 8], 7).t().unwrap())
+        .unwrap()
+        .matmul(&tensor(&[6, 4], 8).t().unwrap())
+        .unwrap();
+    let expected = values(&(&plain + (low * 2.0).unwrap()).unwrap());
+    for trainable in [vec!["lora_"], vec![]] {
+        let source = WeightSource::from_tensors(tensors.clone()).with_policy(policy(&trainable));
+        let linear = source.linear("fc", 8, 6, Bias::Yes).unwrap();
+        assert_eq!(source.parameters().len(), 2 * trainable.len());
+        let found = values(&linear.forward(&x).unwrap());
+        let merged = crate::Linear::from_tensors(
+            linear.weight().unwrap(),
+            linear.bias(&Device::Cpu).unwrap(),
+        )
+        .unwrap();
+        let through_weight = values(&merged.forward(&x).unwrap());
+        let y = tensor(&[2, 6], 9);
+        let transposed = values(&linear.forward_transposed(&y).unwrap());
+        let expected_transposed = values(&y.matmul(&linear.weight().unwrap()).unwrap());
+        for (found, expected) in [
+            (&found, &expected),
+            (&through_weight, &expected),
+            (&transposed, &expected_transposed),
+        ] {
+            assert!(
+                found
+                    .iter()
+                    .zip(expected)
+                    .all(|(a, b)| (a - b).abs() < 1e-4),
+                "{found:?} {expected:?}"
+            );
+        }
+    }
+    tensors.remove("fc.lora_B.weight");
+    let half = WeightSource::from_tensors(tensors).with_policy(policy(&[]));
+    assert!(message(half.linear("fc", 8, 6, Bias::Yes)).contains("fc.lora_B.weight not found"));
+}
+
+#[test]
+fn embeddings_look_up_and_serve_as_head() {
+    let table = tensor(&[10, 32], 1);
+    let expected: Vec<f32> = [3usize, 0, 9]
+        .iter()
+        .flat_map(|&row| values(&table)[row * 32..][..32].to_vec())
+        .collect();
+    let tensors: HashMap<String, Tensor> =
+        map([("embed.weight", table.clone())]).into_iter().collect();
+    let hidden = tensor(&[4, 32], 2);
+    let logits = values(&hidden.matmul(&table.t().unwrap()).unwrap());
+    for trainable in [vec![], vec!["embed".to_string()]] {
+        let policy = WeightPolicy {
+            trainable: trainable.clone(),
+            storage: WeightStorage::F32,
+            ..WeightPolicy::default()
+        };
+        let source = WeightSource::from_tensors(tensors.clone()).with_policy(policy);
+        let embedding = source.embedding("embed", 10, 32).unwrap();
+        let rows = embedding.forward(&[3, 0, 9]).unwrap();
+        assert_eq!(
+            (rows.dims(), values(&rows)),
+            ([3, 32].as_slice(), expected.clone())
+        );
+        assert_eq!(rows.track_op(), !trainable.is_empty());
+        let head = embedding.as_linear().unwrap();
+        let found = values(&head.forward(&hidden).unwrap());
+        assert!(found.iter().zip(&logits).all(|(a, b)| (a - b).abs() < 1e-4));
+        assert!(
+            embedding
+                .forward(&[10])
+                .unwrap_err()
+                .to_string()
+                .contains("id 10 is not below the 10 rows")
+        );
+        if !trainable.is_empty() {
+            // Tied: one variable gets the gradient of both uses.
+            let logits = head.forward(&rows).unwrap();
+            let gradients = logits.sum_all().unwrap().backward().unwrap();
+            assert_eq!(source.parameters().len(), 1);
+            assert!(
+                gradients
+                    .get(&source.parameters().get("embed.weight").unwrap())
+                    .is_some()
+            );
+        }
+    }
+}
+
+#[test]
+fn quantised_files_are_used_in_place_or_unpacked() {
+    let folder = Folder::new("gguf");
+    let path = folder.file("q.gguf");
+    let weight = tensor(&[16, 64], 1);
+    let blocks = quant::quantize(QuantType::Q8_0, &values(&weight));
+    let mut bytes = b"GGUF".to_vec();
+    bytes.extend(3u32.to_le_bytes());
+    bytes.extend(1u64.to_le_bytes());
+    bytes.extend(0u64.to_le_bytes());
+    bytes.extend(9u64.to_le_bytes());
+    bytes.extend(b"fc.weight");
+    bytes.extend(2u32.to_le_bytes());
+    bytes.extend(64u64.to_le_bytes());
+    bytes.extend(16u64.to_le_bytes());
+    bytes.extend(8u32.to_le_bytes());
+    bytes.extend(0u64.to_le_bytes());
+    bytes.resize(bytes.len().next_multiple_of(32), 0);
+    bytes.extend(&blocks);
+    fs::write(&path, &bytes).unwrap();
+    let mut dequantised = vec![0.0; 16 * 64];
+    quant::dequantize(QuantType::Q8_0, &blocks, &mut dequantised);
+    for (storage, kind) in [
+        (WeightStorage::AsStored, "quantised"),
+        (WeightStorage::Bf16, "packed"),
+        (WeightStorage::F32, "packed"),
+    ] {
+        let policy = WeightPolicy {
+            storage,
+            ..WeightPolicy::default()
+        };
+        let source = WeightSource::open(&path).unwrap().with_policy(policy);
+        assert!(source.gguf_metadata().is_some());
+        assert_eq!(
+            values(&source.tensor("fc.weight", [16, 64]).unwrap()),
+            dequantised
+        );
+        let linear = source.linear("fc", 64, 16, Bias::IfPresent).unwrap();
+        assert!(format!("{linear:?}").contains(kind), "{linear:?}");
+        let x = tensor(&[3, 64], 2);
+        let found = values(&linear.forward(&x).unwrap());
+        let dense = Tensor::from_vec(dequantised.clone(), (16, 64), &Device::Cpu).unwrap();
+        let expected = values(&x.matmul(&dense.t().unwrap()).unwrap());
+        let scale = expected
+            .iter()
+            .fold(0f32, |scale, value| scale.max(value.abs()));
+        assert!(
+            found
+                .iter()
+                .zip(&expected)
+                .all(|(a, b)| (a - b).abs() < 1e-2 * scale),
+            "{storage:?}"
+        );
+        let embedding = source.embedding("fc", 16, 64).unwrap();
+        assert_eq!(
+            values(&embedding.forward(&[5]).unwrap()),
+            dequantised[5 * 64..6 * 64]
+        );
+        assert_eq!(embedding.as_linear().unwrap().out_features(), 16);
+    }
+}
+
+#[test]
+fn fused_activations_equal_separate_ones() {
+    let source = WeightSource::from_tensors(layer());
+    let linear = source.linear("fc", 8, 6, Bias::Yes).unwrap();
+    let x = tensor(&[5, 8], 3);
+    for kind in [
+        crate::Activation::GeluErf,
+        crate::Activation::Silu,
+        crate::Activation::Relu6,
+    ] {
+        let fused = values(&linear.forward_with(&x, kind).unwrap());
+        let separate = values(&crate::ops::activation(&linear.forward(&x).unwrap(), kind).unwrap());
+        assert!(
+            fused
+                .iter()
+                .zip(&separate)
+                .all(|(a, b)| (a - b).abs() < 1e-5)
+        );
+    }
+}
+
+#[test]
+fn convolution_weights_are_taken_flattened() {
+    let tensors: HashMap<String, Tensor> = map([("patch.weight", tensor(&[6, 3, 2, 2], 1))])
+        .into_iter()
+        .collect();
+    let linear = WeightSource::from_tensors(tensors)
+        .linear("patch", 12, 6, Bias::No)
+        .unwrap();
+    let x = tensor(&[2, 12], 2);
+    let expected = values(&x.matmul(&tensor(&[6, 12], 1).t().unwrap()).unwrap());
+    let found = values(&linear.forward(&x).unwrap());
+    assert!(
+        found
+            .iter()
+            .zip(&expected)
+            .all(|(a, b)| (a - b).abs() < 1e-5)
+    );
+}

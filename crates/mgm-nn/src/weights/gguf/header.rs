@@ -315,6 +315,12 @@ impl<'a> Reader<'a> {
         let mut shape = Vec::with_capacity(axes as usize);
         for _ in 0..axes {
             let axis = self.u64(&name)?;
+            // No writer makes empty tensors, and an empty one could claim any number of rows.
+            if axis == 0 {
+                return Err(format!(
+                    "tensor {name}: expected axes of at least 1 element, found 0"
+                ));
+            }
             shape.push(
                 usize::try_from(axis)
                     .map_err(|_| format!("tensor {name}: axis of {axis} elements"))?,
