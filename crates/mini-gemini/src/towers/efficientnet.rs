@@ -1,4 +1,5 @@
-//! EfficientNet-Lite0: the feature maps at strides 8 and 16 and the 1280-channel head map at stride 32, standardised per channel.
+//! EfficientNet-Lite0: the feature maps at strides 8 and 16, the 1280-channel head map at stride 32 and, where the classifier's weights
+//! are stored, the class probabilities of every head cell; standardised per channel.
 //!
 //! Follows the TensorFlow original: "same" padding that puts the odd pixel below and to the right, batch norm with eps 1e-3 (folded into
 //! the convolutions at load), ReLU6, no squeeze-and-excitation.
@@ -134,6 +135,7 @@ pub struct EfficientNetTower {
     stem_bias: Tensor,
     blocks: Vec<Block>,
     head: Pointwise,
+    classifier: Option<(Tensor, Tensor)>,
     standardisations: Vec<Standardisation>,
     channels: usize,
     device: Device,
@@ -163,6 +165,14 @@ impl EfficientNetTower {
             widths.push(block.project.bias.elem_count());
         }
         widths.push(head.bias.elem_count());
+        let classifier = match weights.shape("_fc.weight").as_deref() {
+            Some([classes, channels]) => {
+                widths.push(*classes);
+                let weight = weights.tensor("_fc.weight", [*classes, *channels])?;
+                Some((weight, weights.tensor("_fc.bias", [*classes])?))
+            }
+            _ => None,
+        };
         let standardisations = widths
             .iter()
             .enumerate()
@@ -175,13 +185,15 @@ impl EfficientNetTower {
             stem_bias,
             blocks,
             head,
+            classifier,
             standardisations,
             channels: widths.iter().sum(),
             device: weights.device().clone(),
         })
     }
 
-    /// The maps `[height, width, channels]` at strides 8, 16 and 32, before standardisation.
+    /// The maps `[height, width, channels]` at strides 8, 16 and 32, and the class probabilities at stride 32 if there is a classifier;
+    /// before standardisation.
     ///
     /// # Errors
     /// When a tensor operation fails.
@@ -195,7 +207,13 @@ impl EfficientNetTower {
                 taps.push(map.clone());
             }
         }
-        taps.push(ops::relu6(&self.head.forward(&map)?)?);
+        let head = ops::relu6(&self.head.forward(&map)?)?;
+        if let Some((weight, bias)) = &self.classifier {
+            taps.push(head.clone());
+            taps.push(class_probabilities(&head, weight, bias)?);
+        } else {
+            taps.push(head);
+        }
         Ok(taps)
     }
 
@@ -232,6 +250,17 @@ impl EfficientNetTower {
         let output = ops::linear_bias(&patches, &self.stem_weight, &self.stem_bias)?;
         Ok(output.reshape((rows, columns, self.stem_bias.elem_count()))?)
     }
+}
+
+/// The classifier at every cell of a head map `[height, width, channels]`, half from the cell, half from the whole picture: the softmax of
+/// the mean of the cell's logits and the picture's (which are the mean of all cells', the classifier being linear).
+fn class_probabilities(head: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
+    let (height, width, _) = head.dims3()?;
+    let logits = ops::linear_bias(&head.flatten_to(1)?, weight, bias)?;
+    let mixed = (logits.broadcast_add(&logits.mean_keepdim(0)?)? * 0.5)?;
+    let exponentials = mixed.broadcast_sub(&mixed.max_keepdim(1)?)?.exp()?;
+    let probabilities = exponentials.broadcast_div(&exponentials.sum_keepdim(1)?)?;
+    Ok(probabilities.reshape((height, width, weight.dim(0)?))?)
 }
 
 impl HighResTower for EfficientNetTower {
