@@ -511,4 +511,20 @@ mod tests {
             "{missing}"
         );
     }
+
+    #[test]
+    fn committed_recipes_are_valid() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../recipes");
+        let recipes: Vec<PathBuf> = std::fs::read_dir(folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .collect();
+        assert!(recipes.len() >= 2);
+        for path in recipes {
+            let recipe = Recipe::from_file(&path).unwrap();
+            // What a run records of its recipe reads back the same.
+            let text = serde_json::to_string(&recipe).unwrap();
+            assert_eq!(serde_json::from_str::<Recipe>(&text).unwrap(), recipe);
+        }
+    }
 }
