@@ -143,6 +143,12 @@ fn quantised(level: Level, seconds: f64) {
     let (n, k) = (8192, 2048);
     let x = values(256 * k);
     let dense = values(n * k / 16);
+    let packed = PackedWeight::pack(n, k, &values(n * k), WeightType::Bf16);
+    let mut out = vec![0.0; 256 * n];
+    let time = best(seconds, || {
+        gemm_at(level, 256, &x, &packed, &mut out, &Epilogue::default())
+    });
+    report(level, "Bf16", 256, n, k, packed.bytes(), time);
     for t in QuantType::ALL {
         let mut data = Vec::new();
         for _ in 0..16 {

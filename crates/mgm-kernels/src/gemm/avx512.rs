@@ -293,28 +293,61 @@ fn transpose(r: [__m512i; 16]) -> [__m512i; 16] {
     out
 }
 
-/// Stores the first `steps` of 16 transposed groups of `rows` values, one after the other.
+/// Stores the first `steps` of 16 transposed groups of `rows` values, `stride` apart.
 ///
 /// # Safety
-/// `out` has room for `steps · rows` values.
+/// `out` has room for `(steps - 1) · stride + rows` values.
 #[inline]
 #[target_feature(enable = "avx512f")]
-unsafe fn store_groups(groups: &[__m512i; 16], steps: usize, rows: usize, out: *mut i32) {
+unsafe fn store_groups(
+    groups: &[__m512i; 16],
+    steps: usize,
+    rows: usize,
+    out: *mut i32,
+    stride: usize,
+) {
     let mask = ((1u32 << rows) - 1) as __mmask16;
     for (p, group) in groups.iter().enumerate().take(steps) {
         // SAFETY: masked to `rows` values of group `p`.
-        unsafe { _mm512_mask_storeu_epi32(out.add(p * rows), mask, *group) };
+        unsafe { _mm512_mask_storeu_epi32(out.add(p * stride), mask, *group) };
     }
 }
 
-/// Interleaves `rows` (1..=14) contiguous rows of `k` values as `f32`: `out [k][rows]`.
+/// Whether `rows` rows of `k` values and `steps` groups fit their slices.
+fn fits(
+    rows: usize,
+    k: usize,
+    row_stride: usize,
+    source: usize,
+    steps: usize,
+    stride: usize,
+    out: usize,
+) -> bool {
+    (1..=16).contains(&rows)
+        && stride >= rows
+        && source >= (rows - 1) * row_stride + k
+        && (steps == 0 || out >= (steps - 1) * stride + rows)
+}
+
+/// Interleaves `rows` (1..=16) contiguous rows of `k` values as `f32`: value `p` of row `i` goes to `out[p · stride + i]`.
 #[target_feature(enable = "avx512f")]
-pub(crate) fn pack_f32(rows: usize, k: usize, source: &[f32], row_stride: usize, out: &mut [f32]) {
-    assert!(
-        (1..=16).contains(&rows)
-            && out.len() >= rows * k
-            && source.len() >= (rows - 1) * row_stride + k
-    );
+pub(crate) fn pack_f32(
+    rows: usize,
+    k: usize,
+    source: &[f32],
+    row_stride: usize,
+    out: &mut [f32],
+    stride: usize,
+) {
+    assert!(fits(
+        rows,
+        k,
+        row_stride,
+        source.len(),
+        k,
+        stride,
+        out.len()
+    ));
     for p in (0..k).step_by(16) {
         let steps = (k - p).min(16);
         let mask = ((1u32 << steps) - 1) as __mmask16;
@@ -325,27 +358,39 @@ pub(crate) fn pack_f32(rows: usize, k: usize, source: &[f32], row_stride: usize,
                 _mm512_maskz_loadu_epi32(mask, source.as_ptr().add(i * row_stride + p).cast())
             };
         }
-        // SAFETY: `out` holds `k · rows` values, of which these are `p·rows .. (p + steps)·rows`.
+        // SAFETY: groups `p..p + steps` are in bounds by the assertion.
         unsafe {
             store_groups(
                 &transpose(r),
                 steps,
                 rows,
-                out.as_mut_ptr().add(p * rows).cast(),
+                out.as_mut_ptr().add(p * stride).cast(),
+                stride,
             )
         };
     }
 }
 
-/// Interleaves `rows` (1..=14) contiguous rows of `k` values as bf16 pairs: `out [k/2 rounded up][rows]`.
+/// Interleaves `rows` (1..=16) contiguous rows of `k` values as bf16 pairs: pair `p` of row `i` goes to
+/// `out[p · stride + i]`.
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-pub(crate) fn pack_bf16(rows: usize, k: usize, source: &[f32], row_stride: usize, out: &mut [u32]) {
-    let pairs = k.div_ceil(2);
-    assert!(
-        (1..=16).contains(&rows)
-            && out.len() >= rows * pairs
-            && source.len() >= (rows - 1) * row_stride + k
-    );
+pub(crate) fn pack_bf16(
+    rows: usize,
+    k: usize,
+    source: &[f32],
+    row_stride: usize,
+    out: &mut [u32],
+    stride: usize,
+) {
+    assert!(fits(
+        rows,
+        k,
+        row_stride,
+        source.len(),
+        k.div_ceil(2),
+        stride,
+        out.len()
+    ));
     for p in (0..k).step_by(32) {
         let values = (k - p).min(32);
         let steps = values.div_ceil(2);
@@ -361,13 +406,14 @@ pub(crate) fn pack_bf16(rows: usize, k: usize, source: &[f32], row_stride: usize
                 std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(second, first))
             };
         }
-        // SAFETY: `out` holds `pairs · rows` values, of which these start at pair p/2.
+        // SAFETY: groups `p/2..p/2 + steps` are in bounds by the assertion.
         unsafe {
             store_groups(
                 &transpose(r),
                 steps,
                 rows,
-                out.as_mut_ptr().add(p / 2 * rows).cast(),
+                out.as_mut_ptr().add(p / 2 * stride).cast(),
+                stride,
             )
         };
     }

@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use super::kernel::{self, Family, MicroArguments, RowFormat};
-use super::pack::{K_ALIGN, PANEL, PackedWeight, WeightType, pack_column};
+use super::pack::{K_ALIGN, PANEL, PackedWeight, WeightType, fill_panel};
 use super::rows::{RowBlocks, pack_block, row_bytes, spare_rows};
 use super::{Activation, Epilogue};
 use crate::buffer::with_scratch;
@@ -104,13 +104,16 @@ pub(crate) fn quantized(
         WeightType::F32
     };
     let write = |panel: usize, bytes: &mut [u8]| {
-        with_scratch(k * 4, |scratch| {
-            let values = &mut scratch.cast_mut::<f32>()[..k];
-            for column in 0..PANEL.min(n - panel * PANEL) {
-                w.dequantize_row(panel * PANEL + column, values);
-                pack_column(t, bytes, column, values);
-            }
-        });
+        fill_panel(
+            level,
+            t,
+            k,
+            PANEL.min(n - panel * PANEL),
+            bytes,
+            |column, out| {
+                w.dequantize_row(panel * PANEL + column, out);
+            },
+        );
     };
     let bytes = PANEL * k.next_multiple_of(K_ALIGN) * if t == WeightType::Bf16 { 2 } else { 4 };
     let panels = Panels::Generated {

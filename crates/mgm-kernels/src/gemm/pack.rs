@@ -7,8 +7,11 @@
 use half::bf16;
 use rayon::prelude::*;
 
-use crate::buffer::Aligned;
+use crate::buffer::{Aligned, with_scratch};
 use crate::elementwise::bf16_bits;
+#[cfg(target_arch = "x86_64")]
+use crate::level::has_avx512_bf16;
+use crate::level::{Level, level};
 
 /// Output columns of one panel.
 pub(crate) const PANEL: usize = 32;
@@ -125,13 +128,16 @@ impl PackedWeight {
             .par_chunks_exact_mut(panel_bytes)
             .enumerate()
             .for_each(|(panel, bytes)| {
-                crate::buffer::with_scratch(k * 4, |scratch| {
-                    let values = &mut scratch.cast_mut::<f32>()[..k];
-                    for c in 0..PANEL.min(n - panel * PANEL) {
-                        row(panel * PANEL + c, values);
-                        pack_column(t, bytes, c, values);
-                    }
-                });
+                fill_panel(
+                    level(),
+                    t,
+                    k,
+                    PANEL.min(n - panel * PANEL),
+                    bytes,
+                    |column, out| {
+                        row(panel * PANEL + column, out);
+                    },
+                );
             });
         packed
     }
@@ -242,8 +248,71 @@ impl PackedWeight {
     }
 }
 
+/// Columns that are transposed into a panel together.
+const COLUMNS: usize = 16;
+
+/// Fills the first `columns` columns of a panel; `column(c, out)` writes the `k` values of column `c`.
+pub(crate) fn fill_panel(
+    level: Level,
+    t: WeightType,
+    k: usize,
+    columns: usize,
+    panel: &mut [u8],
+    column: impl Fn(usize, &mut [f32]),
+) {
+    if k == 0 {
+        return;
+    }
+    with_scratch(COLUMNS * k * 4, |scratch| {
+        let values = &mut scratch.cast_mut::<f32>()[..COLUMNS * k];
+        for first in (0..columns).step_by(COLUMNS) {
+            let count = COLUMNS.min(columns - first);
+            for (c, values) in values.chunks_exact_mut(k).take(count).enumerate() {
+                column(first + c, values);
+            }
+            if !pack_columns_fast(level, t, panel, first, count, k, values) {
+                for (c, values) in values.chunks_exact(k).take(count).enumerate() {
+                    pack_column(t, panel, first + c, values);
+                }
+            }
+        }
+    });
+}
+
+/// Packs columns with vector transposes where the machine has them; returns whether it did.
+fn pack_columns_fast(
+    level: Level,
+    t: WeightType,
+    panel: &mut [u8],
+    first: usize,
+    count: usize,
+    k: usize,
+    values: &[f32],
+) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    if level >= Level::Avx512 {
+        match t {
+            WeightType::F32 => {
+                let panel = &mut bytemuck::cast_slice_mut::<u8, f32>(panel)[first..];
+                // SAFETY: the machine has this level.
+                unsafe { super::avx512::pack_f32(count, k, values, k, panel, PANEL) };
+                return true;
+            }
+            WeightType::Bf16 if has_avx512_bf16() => {
+                let panel = &mut bytemuck::cast_slice_mut::<u8, u32>(panel)[first..];
+                // SAFETY: the machine has this level and BF16.
+                unsafe { super::avx512::pack_bf16(count, k, values, k, panel, PANEL) };
+                return true;
+            }
+            WeightType::Bf16 => {}
+        }
+    }
+    let _ = (level, t, panel, first, count, k, values);
+    false
+}
+
 /// Writes column `c` of a panel.
-pub(crate) fn pack_column(t: WeightType, panel: &mut [u8], c: usize, values: &[f32]) {
+fn pack_column(t: WeightType, panel: &mut [u8], c: usize, values: &[f32]) {
     match t {
         WeightType::F32 => {
             let panel: &mut [f32] = bytemuck::cast_slice_mut(panel);

@@ -74,7 +74,7 @@ pub(crate) fn pack_block(
             RowFormat::F32 | RowFormat::F32Pairs => {
                 let out: &mut [f32] = bytemuck::cast_slice_mut(out);
                 // SAFETY: the machine has this level.
-                unsafe { super::avx512::pack_f32(rows, k, source, row_stride, out) };
+                unsafe { super::avx512::pack_f32(rows, k, source, row_stride, out, rows) };
                 out[rows * k..].fill(0.0);
                 return;
             }
@@ -87,6 +87,7 @@ pub(crate) fn pack_block(
                         source,
                         row_stride,
                         bytemuck::cast_slice_mut(out),
+                        rows,
                     )
                 };
                 return;
