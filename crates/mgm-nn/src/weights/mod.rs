@@ -1,6 +1,7 @@
 //! Where weights come from, and what becomes of them.
 
 mod gguf;
+mod layers;
 mod mapped_file;
 mod parameters;
 mod policy;

@@ -5,19 +5,15 @@ use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use candle_core::{DType, Device, Tensor};
-use mgm_kernels::gemm::{PackedWeight, WeightType};
-use mgm_kernels::quant::QuantWeight;
+use candle_core::{Device, Tensor};
 
 use super::gguf::{GgufFile, GgufMetadata};
 use super::parameters::Parameters;
-use super::policy::{LoraConfig, WeightPolicy, WeightStorage, matches_name};
+use super::policy::WeightPolicy;
 use super::safetensors_file::{SafetensorsFile, indexed_files};
-use super::stored::{StoredTensor, StoredType};
+use super::stored::StoredTensor;
 use super::torch_file;
-use crate::embedding::{Embedding, Rows};
-use crate::linear::{Bias as LinearBias, Linear, Lora, Matrix};
-use crate::{Error, FrozenWeight, Result};
+use crate::{Error, Result};
 
 /// Whether a linear layer has a bias.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,14 +83,14 @@ impl Layer {
 }
 
 /// A stored tensor and where it was found.
-struct Found {
-    tensor: StoredTensor,
-    name: String,
-    file: String,
+pub(super) struct Found {
+    pub(super) tensor: StoredTensor,
+    pub(super) name: String,
+    pub(super) file: String,
 }
 
 impl Found {
-    fn values(&self) -> Result<Vec<f32>> {
+    pub(super) fn values(&self) -> Result<Vec<f32>> {
         self.tensor.values()?.ok_or_else(|| Error::Type {
             file: self.file.clone(),
             name: self.name.clone(),
@@ -103,14 +99,14 @@ impl Found {
         })
     }
 
-    fn check_shape(&self, expected: &[usize]) -> Result<()> {
+    pub(super) fn check_shape(&self, expected: &[usize]) -> Result<()> {
         if self.tensor.shape == expected {
             return Ok(());
         }
         Err(self.shape_error(expected))
     }
 
-    fn shape_error(&self, expected: &[usize]) -> Error {
+    pub(super) fn shape_error(&self, expected: &[usize]) -> Error {
         Error::Shape {
             file: self.file.clone(),
             name: self.name.clone(),
@@ -388,7 +384,7 @@ impl WeightSource {
             .map(<[usize]>::to_vec)
     }
 
-    fn find(&self, full_name: &str) -> Result<Option<Found>> {
+    pub(super) fn find(&self, full_name: &str) -> Result<Option<Found>> {
         for layer in self.shared.layers.iter().rev() {
             if let Some(tensor) = layer.get(full_name)? {
                 return Ok(Some(Found {
@@ -401,7 +397,7 @@ impl WeightSource {
         Ok(None)
     }
 
-    fn require(&self, full_name: &str) -> Result<Found> {
+    pub(super) fn require(&self, full_name: &str) -> Result<Found> {
         self.find(full_name)?.ok_or_else(|| {
             let labels: Vec<&str> = self
                 .shared
@@ -449,234 +445,7 @@ impl WeightSource {
         Ok(tensor)
     }
 
-    fn upload(&self, values: Vec<f32>, shape: &[usize]) -> Result<Tensor> {
+    pub(super) fn upload(&self, values: Vec<f32>, shape: &[usize]) -> Result<Tensor> {
         Ok(Tensor::from_vec(values, shape, self.device())?)
     }
-
-    /// The linear layer `name` with weight `{name}.weight` `[out_features, in_features]` and, as `bias` says,
-    /// `{name}.bias`. A weight of more axes (a convolution whose patches are rows) is taken flattened.
-    pub fn linear(
-        &self,
-        name: &str,
-        in_features: usize,
-        out_features: usize,
-        bias: Bias,
-    ) -> Result<Linear> {
-        let base = self.full_name(name);
-        let found = self.require(&format!("{base}.weight"))?;
-        let matches = found.tensor.shape.len() >= 2
-            && found.tensor.shape[0] == out_features
-            && found.tensor.elements() == in_features * out_features;
-        if !matches {
-            return Err(found.shape_error(&[out_features, in_features]));
-        }
-        let lora = self.lora(&base, in_features, out_features)?;
-        let matrix = if self.policy().is_trainable(&found.name) && lora.is_none() {
-            let tensor = self.upload(found.values()?, &[out_features, in_features])?;
-            Matrix::Trainable(
-                self.parameters()
-                    .register(&found.name, &tensor)?
-                    .as_tensor()
-                    .clone(),
-            )
-        } else {
-            Matrix::Frozen(self.freeze(&found, in_features, out_features)?)
-        };
-        let bias = self.bias(&base, out_features, bias)?;
-        Ok(Linear::from_parts(matrix, bias, lora))
-    }
-
-    fn bias(&self, base: &str, out_features: usize, bias: Bias) -> Result<Option<LinearBias>> {
-        let name = format!("{base}.bias");
-        let found = match bias {
-            Bias::No => return Ok(None),
-            Bias::Yes => self.require(&name)?,
-            Bias::IfPresent => match self.find(&name)? {
-                Some(found) => found,
-                None => return Ok(None),
-            },
-        };
-        found.check_shape(&[out_features])?;
-        let values = found.values()?;
-        if self.policy().is_trainable(&name) {
-            let tensor = self.upload(values, &[out_features])?;
-            let variable = self.parameters().register(&name, &tensor)?;
-            return Ok(Some(LinearBias::Trainable(variable.as_tensor().clone())));
-        }
-        Ok(Some(LinearBias::Frozen(values.into())))
-    }
-
-    /// Stores a matrix as the policy says.
-    fn freeze(
-        &self,
-        found: &Found,
-        in_features: usize,
-        out_features: usize,
-    ) -> Result<Arc<FrozenWeight>> {
-        let storage = self.policy().storage;
-        if !self.device().is_cpu() {
-            let dtype = match (storage, &found.tensor.kind) {
-                (WeightStorage::F32, _)
-                | (WeightStorage::AsStored, StoredType::F32 | StoredType::F64) => DType::F32,
-                (WeightStorage::AsStored, StoredType::F16) => DType::F16,
-                _ => DType::BF16,
-            };
-            let dense =
-                Tensor::from_vec(found.values()?, (out_features, in_features), &Device::Cpu)?
-                    .to_dtype(dtype)?;
-            return Ok(FrozenWeight::dense(dense.to_device(self.device())?)?);
-        }
-        if let (WeightStorage::AsStored, Some((quant_type, blocks))) =
-            (storage, found.tensor.blocks())
-        {
-            let weight = QuantWeight::new(quant_type, out_features, in_features, blocks).map_err(
-                |error| Error::format(&found.file, format!("tensor {}: {error}", found.name)),
-            )?;
-            return Ok(FrozenWeight::quantised(weight));
-        }
-        let is_bf16 = found.tensor.kind == StoredType::Bf16;
-        let weight_type = match storage {
-            WeightStorage::Bf16 => WeightType::Bf16,
-            WeightStorage::AsStored if is_bf16 => WeightType::Bf16,
-            _ => WeightType::F32,
-        };
-        Ok(match found.tensor.bf16_values() {
-            Some(values) => FrozenWeight::packed(PackedWeight::pack_bf16(
-                out_features,
-                in_features,
-                &values,
-                weight_type,
-            )),
-            None => FrozenWeight::pack(out_features, in_features, &found.values()?, weight_type),
-        })
-    }
-
-    /// The adapter of a linear layer, if it is a target and there is or shall be one.
-    fn lora(&self, base: &str, in_features: usize, out_features: usize) -> Result<Option<Lora>> {
-        let Some(config) = self.policy().lora.as_ref() else {
-            return Ok(None);
-        };
-        if !config
-            .targets
-            .iter()
-            .any(|target| matches_name(target, base))
-        {
-            return Ok(None);
-        }
-        let (a_name, b_name) = (
-            format!("{base}.lora_A.weight"),
-            format!("{base}.lora_B.weight"),
-        );
-        let trainable = self.policy().is_trainable(&a_name) && self.policy().is_trainable(&b_name);
-        let (a, b) = match (self.find(&a_name)?, self.find(&b_name)?) {
-            (Some(a), Some(b)) => {
-                let rank = a.tensor.shape.first().copied().unwrap_or(0);
-                a.check_shape(&[rank, in_features])?;
-                b.check_shape(&[out_features, rank])?;
-                (
-                    self.upload(a.values()?, &[rank, in_features])?,
-                    self.upload(b.values()?, &[out_features, rank])?,
-                )
-            }
-            (None, None) if !trainable => return Ok(None),
-            (None, None) => (
-                self.upload(
-                    initial_down(config, &a_name, in_features),
-                    &[config.rank, in_features],
-                )?,
-                Tensor::zeros((out_features, config.rank), DType::F32, self.device())?,
-            ),
-            (a, _) => {
-                let missing = if a.is_some() { b_name } else { a_name };
-                return Err(self
-                    .require(&missing)
-                    .err()
-                    .unwrap_or_else(|| Error::format(missing, "half an adapter")));
-            }
-        };
-        let rank = a.dims()[0];
-        if rank == 0 {
-            return Err(Error::format(
-                a_name,
-                "expected an adapter of rank 1 or more, found 0",
-            ));
-        }
-        let scale = config.alpha / rank as f64;
-        if trainable {
-            let a = self.parameters().register(&a_name, &a)?.as_tensor().clone();
-            let b = self.parameters().register(&b_name, &b)?.as_tensor().clone();
-            return Ok(Some(Lora::Trainable {
-                a,
-                b,
-                scale: scale as f32,
-            }));
-        }
-        let freeze = |name: &str, tensor: Tensor| {
-            let found = Found {
-                tensor: StoredTensor::from_tensor(&tensor),
-                name: name.to_string(),
-                file: String::new(),
-            };
-            self.freeze(&found, tensor.dims()[1], tensor.dims()[0])
-        };
-        Ok(Some(Lora::Frozen {
-            down: freeze(&a_name, a)?,
-            up: freeze(&b_name, (b * scale)?)?,
-        }))
-    }
-
-    /// The table of `count` rows of `width` values in `{name}.weight`.
-    pub fn embedding(&self, name: &str, count: usize, width: usize) -> Result<Embedding> {
-        let found = self.require(&format!("{}.weight", self.full_name(name)))?;
-        found.check_shape(&[count, width])?;
-        let trainable = self.policy().is_trainable(&found.name);
-        if trainable || !self.device().is_cpu() {
-            let tensor = self.upload(found.values()?, &[count, width])?;
-            let rows = if trainable {
-                Rows::Trainable(
-                    self.parameters()
-                        .register(&found.name, &tensor)?
-                        .as_tensor()
-                        .clone(),
-                )
-            } else {
-                Rows::Dense(tensor)
-            };
-            return Ok(Embedding::new(rows, count, width, None));
-        }
-        if matches!(found.tensor.kind, StoredType::Other(_)) {
-            found.values()?;
-        }
-        // The matrix of a tied output head is made when it is first asked for.
-        let source = self.clone();
-        let stored = found.tensor.clone();
-        let make_head = move || source.freeze(&found, width, count);
-        Ok(Embedding::new(
-            Rows::Stored(stored),
-            count,
-            width,
-            Some(Box::new(make_head)),
-        ))
-    }
-}
-
-/// Kaiming-uniform with `a = √5` as PEFT initialises A: uniform in ±1/√in_features.
-fn initial_down(config: &LoraConfig, name: &str, in_features: usize) -> Vec<f32> {
-    // FNV-1a of the name gives each layer a stream of its own; SplitMix64 draws from it.
-    let stream = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    });
-    let mut state = stream ^ config.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    let bound = 1.0 / (in_features as f64).sqrt();
-    (0..config.rank * in_features)
-        .map(|_| {
-            state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-            let mut mixed = state;
-            mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-            mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-            mixed ^= mixed >> 31;
-            let unit = (mixed >> 11) as f64 / (1u64 << 53) as f64;
-            ((2.0 * unit - 1.0) * bound) as f32
-        })
-        .collect()
 }

@@ -158,7 +158,7 @@ impl StoredTensor {
                 .collect(),
             StoredType::Quantised(quant_type) => {
                 let (len, size) = (quant_type.block_len(), quant_type.block_bytes());
-                if start % len != 0 || count % len != 0 {
+                if !start.is_multiple_of(len) || !count.is_multiple_of(len) {
                     candle_core::bail!(
                         "weights: {} blocks hold {len} values, asked for {count}",
                         quant_type.name()

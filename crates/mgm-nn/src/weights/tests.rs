@@ -88,7 +88,7 @@ fn safetensors_round_trip_in_every_type() {
     ]);
     let metadata = BTreeMap::from([("lora_alpha".to_string(), "16".to_string())]);
     save_safetensors_with_metadata(&path, &tensors, None, &metadata).unwrap();
-    let source = WeightSource::from_safetensors(&[path.clone()]).unwrap();
+    let source = WeightSource::from_safetensors(std::slice::from_ref(&path)).unwrap();
     for (name, expected) in &tensors {
         assert_eq!(source.shape(name).unwrap(), expected.dims(), "{name}");
         if name != "ids" {
@@ -139,7 +139,7 @@ fn damaged_safetensors_name_file_and_tensor() {
         // Another name each time: the old file may still be mapped.
         fs::remove_file(&path).unwrap();
         fs::write(&path, bytes).unwrap();
-        let text = message(WeightSource::from_safetensors(&[path.clone()]));
+        let text = message(WeightSource::from_safetensors(std::slice::from_ref(&path)));
         assert!(text.contains("a.safetensors: "), "{text}");
         text
     };
@@ -157,22 +157,13 @@ fn damaged_safetensors_name_file_and_tensor() {
         open(&[sound.as_slice(), &[0; 4]].concat())
             .contains("expected 224 bytes of data after the header, found 228")
     );
-    let header = String::from_utf8_lossy(&sound[8..])
-        .replacen("[4,4]", "[4,5]", 1)
-        .into_bytes();
-    open(&[&sound[..8], &sound[8..8]].concat());
-    let mut reshaped = sound[..8].to_vec();
-    reshaped.extend(&sound[8..]);
+    let mut reshaped = sound.clone();
     let at = reshaped
         .windows(5)
         .position(|window| window == b"[4,4]")
         .unwrap();
     reshaped[at + 3] = b'5';
-    assert!(
-        open(&reshaped).contains("shape"),
-        "{}",
-        String::from_utf8_lossy(&header[..40])
-    );
+    assert!(open(&reshaped).contains("do not match its shape and type"));
     for len in 0..sound.len() {
         open(&sound[..len]);
     }
@@ -182,7 +173,7 @@ fn damaged_safetensors_name_file_and_tensor() {
         ]))
         .contains("opening failed")
     );
-    assert!(WeightSource::from_safetensors(&[folder.0.clone()]).is_err());
+    assert!(WeightSource::from_safetensors(std::slice::from_ref(&folder.0)).is_err());
 }
 
 #[test]
@@ -244,6 +235,25 @@ fn directories_and_indices() {
     assert_eq!(WeightSource::open(&folder.0).unwrap().names(), ["a", "b"]);
     let empty = Folder::new("empty");
     assert!(message(WeightSource::open(&empty.0)).contains("no weights"));
+}
+
+/// `fixtures/linear.bin` is `torch.save({"fc.weight": arange(6).reshape(2, 3) / 4, "fc.bias": [0.5, -0.5] as bf16})`.
+#[test]
+fn torch_files_are_read() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/linear.bin");
+    let source = WeightSource::open(&path).unwrap();
+    assert_eq!(source.names(), ["fc.bias", "fc.weight"]);
+    assert_eq!(
+        values(&source.tensor("fc.weight", [2, 3]).unwrap()),
+        [0.0, 0.25, 0.5, 0.75, 1.0, 1.25]
+    );
+    assert_eq!(values(&source.tensor("fc.bias", [2]).unwrap()), [0.5, -0.5]);
+    let folder = Folder::new("torch");
+    let damaged = folder.file("damaged.bin");
+    fs::write(&damaged, b"PK\x03\x04 not really").unwrap();
+    assert!(
+        message(WeightSource::open(&damaged)).contains("damaged.bin: expected a torch checkpoint")
+    );
 }
 
 #[test]

@@ -129,7 +129,7 @@ fn place(
             "tensor {name} {shape:?} begins at byte {offset} of the data, past the end of the file ({file_len} bytes)"
         ));
     };
-    if offset % alignment as u64 != 0 {
+    if !offset.is_multiple_of(alignment as u64) {
         return Err(format!(
             "tensor {name} begins at byte {offset} of the data, expected a multiple of {alignment}"
         ));

@@ -430,6 +430,8 @@ fn hostile_headers_are_errors() {
     assert!(error(large.bytes(3)).contains("truncated: tensor a"));
     let ragged = Writer::new("llama").tensor("a", &[2, 33], 8, &[0; 128]);
     assert!(error(ragged.bytes(3)).contains("Q8_0 rows must be multiples of 32 values, found 33"));
+    let empty = Writer::new("llama").tensor("a", &[1 << 40, 0], 0, &[]);
+    assert!(error(empty.bytes(3)).contains("at least 1 element"));
     let five = Writer::new("llama").tensor("a", &[1, 1, 1, 1, 1], 0, &floats(&[0.0]));
     assert!(error(five.bytes(3)).contains("at most 4 axes, found 5"));
     let twice = Writer::new("llama")

@@ -1,0 +1,187 @@
+//! Matrix products in all storages, and the output head.
+
+use std::sync::Arc;
+
+use candle_core::Tensor;
+use mgm_kernels::gemm::{PackedWeight, WeightType};
+use mgm_kernels::quant::{self, Bytes, QuantType, QuantWeight};
+
+use super::super::*;
+use super::{assert_close, check, check_equal, random};
+use crate::{FrozenWeight, Linear};
+
+#[test]
+fn linear_has_the_right_gradients() {
+    let inputs = [
+        random(&[2, 5, 37], 1),
+        random(&[19, 37], 2),
+        random(&[19], 3),
+    ];
+    check(
+        "linear",
+        &|t| linear(&t[0], &t[1]),
+        &|t| linear::composed(&t[0], &t[1], None),
+        &inputs[..2],
+    );
+    check(
+        "linear with bias",
+        &|t| linear_bias(&t[0], &t[1], &t[2]),
+        &|t| linear::composed(&t[0], &t[1], Some(&t[2])),
+        &inputs,
+    );
+    // A view that is not contiguous.
+    let views = [random(&[37, 6], 4), random(&[37, 11], 5)];
+    check(
+        "linear of views",
+        &|t| linear(&t[0].t()?, &t[1].t()?),
+        &|t| t[0].t()?.contiguous()?.matmul(&t[1]),
+        &views,
+    );
+    let transposed = [random(&[3, 4, 19], 6), random(&[19, 37], 7)];
+    check(
+        "transposed linear",
+        &|t| linear_transposed(&t[0], &t[1]),
+        &|t| t[0].reshape((12, 19))?.matmul(&t[1])?.reshape((3, 4, 37)),
+        &transposed,
+    );
+}
+
+fn dense(n: usize, k: usize, seed: u64) -> (Tensor, Vec<f32>) {
+    let tensor = random(&[n, k], seed);
+    let values = tensor.flatten_all().unwrap().to_vec1().unwrap();
+    (tensor, values)
+}
+
+#[test]
+fn frozen_linear_gives_the_input_its_gradient() {
+    let (n, k) = (33, 64);
+    let (weight, values) = dense(n, k, 8);
+    let packed = FrozenWeight::pack(n, k, &values, WeightType::F32);
+    let on_device = FrozenWeight::dense(weight.clone()).unwrap();
+    let x = [random(&[7, k], 9)];
+    let reference = |t: &[Tensor]| t[0].matmul(&weight.t()?);
+    check(
+        "frozen linear",
+        &|t| frozen_linear(&t[0], &packed),
+        &reference,
+        &x,
+    );
+    check(
+        "dense frozen linear",
+        &|t| frozen_linear(&t[0], &on_device),
+        &reference,
+        &x,
+    );
+    let y = [random(&[7, n], 10)];
+    let reference = |t: &[Tensor]| t[0].matmul(&weight);
+    check(
+        "transposed",
+        &|t| frozen_linear_transposed(&t[0], &packed),
+        &reference,
+        &y,
+    );
+    check(
+        "dense transposed",
+        &|t| frozen_linear_transposed(&t[0], &on_device),
+        &reference,
+        &y,
+    );
+
+    // bf16 weights (and, on some machines, inputs): the values that were stored, within bf16's precision.
+    let rounded = FrozenWeight::pack(n, k, &values, WeightType::Bf16);
+    let stored = rounded.to_tensor().unwrap();
+    assert_close("bf16 weight", &stored, &weight, 1.0 / 256.0);
+    check_equal(
+        "bf16 frozen linear",
+        &|t| frozen_linear(&t[0], &rounded),
+        &|t| t[0].matmul(&stored.t()?),
+        &x,
+        1e-2,
+    );
+}
+
+#[test]
+fn quantised_linear_equals_its_dequantised_weight() {
+    for quant_type in QuantType::ALL {
+        let (n, k) = (24, 512);
+        let (_, values) = dense(n, k, 11);
+        let blocks = Bytes::from_vec(quant::quantize(quant_type, &values));
+        let weight = FrozenWeight::quantised(QuantWeight::new(quant_type, n, k, blocks).unwrap());
+        let dequantised = weight.to_tensor().unwrap();
+        for rows in [1, 5, 200] {
+            let x = [random(&[rows, k], 12)];
+            // Inputs are quantised to 8 bits for few rows, rounded to bf16 for many; the backward is in bf16.
+            check_equal(
+                &format!("{} with {rows} rows", quant_type.name()),
+                &|t| frozen_linear(&t[0], &weight),
+                &|t| t[0].matmul(&dequantised.t()?),
+                &x,
+                1e-2,
+            );
+        }
+    }
+}
+
+#[test]
+fn adapters_train_and_freeze() {
+    let (n, k, rank) = (21, 40, 3);
+    let (weight, values) = dense(n, k, 13);
+    let packed = FrozenWeight::pack(n, k, &values, WeightType::F32);
+    let bias: Arc<[f32]> = random(&[n], 14).to_vec1::<f32>().unwrap().into();
+    let bias_tensor = random(&[n], 14);
+    let inputs = [
+        random(&[6, k], 15),
+        random(&[rank, k], 16),
+        random(&[n, rank], 17),
+    ];
+    check(
+        "LoRA",
+        &|t| lora_linear(&t[0], &packed, Some(&bias), &t[1], &t[2], 0.7),
+        &|t| {
+            let low = (t[0].matmul(&t[1].t()?)?.matmul(&t[2].t()?)? * 0.7)?;
+            (t[0].matmul(&weight.t()?)? + low)?.broadcast_add(&bias_tensor)
+        },
+        &inputs,
+    );
+}
+
+#[test]
+fn the_fused_head_equals_head_and_cross_entropy() {
+    let (rows, k, vocabulary) = (150, 12, 40);
+    let (weight, values) = dense(vocabulary, k, 52);
+    let labels: Vec<i64> = (0..rows)
+        .map(|row| {
+            if row % 4 == 1 {
+                IGNORE_LABEL
+            } else {
+                (row * 7 % vocabulary) as i64
+            }
+        })
+        .collect();
+    let hidden = [random(&[rows, k], 53)];
+    let frozen = Linear::frozen(
+        FrozenWeight::packed(PackedWeight::pack(vocabulary, k, &values, WeightType::F32)),
+        None,
+    )
+    .unwrap();
+    let reference = |t: &[Tensor]| cross_entropy(&t[0].matmul(&weight.t()?)?, &labels);
+    check(
+        "frozen head",
+        &|t| linear_cross_entropy(&t[0], &frozen, &labels),
+        &reference,
+        &hidden,
+    );
+    let both = [hidden[0].clone(), weight.clone()];
+    check(
+        "trainable head",
+        &|t| linear_cross_entropy(&t[0], &Linear::from_tensors(t[1].clone(), None)?, &labels),
+        &|t| cross_entropy(&t[0].matmul(&t[1].t()?)?, &labels),
+        &both,
+    );
+    let untracked = linear_cross_entropy(&hidden[0], &frozen, &labels)
+        .unwrap()
+        .to_scalar::<f32>()
+        .unwrap();
+    let expected = reference(&hidden).unwrap().to_scalar::<f32>().unwrap();
+    assert!((untracked - expected).abs() < 1e-5);
+}
