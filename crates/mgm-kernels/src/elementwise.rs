@@ -331,3 +331,71 @@ pub fn bf16_to_f32(x: &[bf16], out: &mut [f32]) {
     assert_eq!(x.len(), out.len(), "bf16_to_f32: lengths");
     from_bf16_at(level(), x, out);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::level::available;
+
+    #[test]
+    fn every_level_gives_nearly_the_same() {
+        let x: Vec<f32> = (-3000..3001).map(|i| i as f32 * 0.004).collect();
+        type AtLevel = fn(Level, &mut [f32]);
+        let functions: [(&str, AtLevel); 8] = [
+            ("gelu_erf", gelu_erf_at),
+            ("gelu_tanh", gelu_tanh_at),
+            ("quick_gelu", quick_gelu_at),
+            ("silu", silu_at),
+            ("exp", exp_at),
+            ("tanh", tanh_at),
+            ("erf", erf_at),
+            ("relu6", relu6_at),
+        ];
+        for (name, f) in functions {
+            let mut want = x.clone();
+            f(Level::Portable, &mut want);
+            for level in available() {
+                let mut got = x.clone();
+                f(level, &mut got);
+                for ((x, got), want) in x.iter().zip(&got).zip(&want) {
+                    let tolerance = 2e-6 * want.abs() + 1e-9;
+                    assert!(
+                        (got - want).abs() <= tolerance,
+                        "{level:?} {name}({x}): {got} {want}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn rows_are_the_same_on_every_level() {
+        for c in [1, 15, 16, 100, 577] {
+            let x: Vec<f32> = (0..c)
+                .map(|i| ((i * 29 % 83) as f32 - 40.0) * 0.05)
+                .collect();
+            let w: Vec<f32> = (0..c).map(|i| 1.0 + (i % 7) as f32 * 0.1).collect();
+            let (mut norm, mut rms, mut soft) = (x.clone(), x.clone(), x.clone());
+            layer_norm_at(Level::Portable, &x, Some(&w), Some(&x), 1e-5, &mut norm);
+            rms_norm_at(Level::Portable, &x, &w, 1e-5, 1.0, &mut rms);
+            softmax_row_at(Level::Portable, &mut soft);
+            for level in available() {
+                let (mut a, mut b, mut s) = (x.clone(), x.clone(), x.clone());
+                layer_norm_at(level, &x, Some(&w), Some(&x), 1e-5, &mut a);
+                rms_norm_at(level, &x, &w, 1e-5, 1.0, &mut b);
+                softmax_row_at(level, &mut s);
+                for (got, want) in a
+                    .iter()
+                    .chain(&b)
+                    .chain(&s)
+                    .zip(norm.iter().chain(&rms).chain(&soft))
+                {
+                    assert!(
+                        (got - want).abs() <= 4e-6 * want.abs().max(0.1),
+                        "{level:?} {c}: {got} {want}"
+                    );
+                }
+            }
+        }
+    }
+}

@@ -77,7 +77,8 @@ fn functions_are_accurate() {
     let tanh_gelu = |x: f64| {
         x / (1.0 + (-2.0 * (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x)).exp())
     };
-    check("gelu_tanh", gelu_tanh, tanh_gelu, 1e-6, 2e-9);
+    // The exponential multiplies the rounding of its argument by the argument, so 1e-6 is not reached without FMA.
+    check("gelu_tanh", gelu_tanh, tanh_gelu, 1.5e-6, 2e-9);
     check(
         "quick_gelu",
         quick_gelu,

@@ -227,6 +227,9 @@ fn matmul_matches_in_all_four_orientations() {
         (301, 576, 8),
         (50, 33, 2100),
         (40, 100, 70),
+        (77, 3, 50),
+        (130, 16, 33),
+        (64, 1, 1),
     ];
     for _ in 0..20 {
         shapes.push((

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use super::kernel::{self, Family, MicroArguments, RowFormat};
 use super::pack::{K_ALIGN, PANEL, PackedWeight, WeightType, fill_panel};
 use super::rows::{RowBlocks, pack_block, row_bytes, spare_rows};
-use super::{Activation, Epilogue};
+use super::{Activation, Epilogue, skinny};
 use crate::buffer::with_scratch;
 use crate::level::{Level, has_avx512_bf16};
 use crate::quant::QuantWeight;
@@ -137,6 +137,30 @@ pub(crate) fn general(
     c: &mut [f32],
     accumulate: bool,
 ) {
+    if n > 0 && n <= skinny::MAX_COLUMNS && m >= 2 * n {
+        if trans_a {
+            // cᵀ = bᵀ·a reads the long operand where it lies, and cᵀ has few rows.
+            let transposed = if trans_b {
+                Some(skinny::transpose(n, k, b))
+            } else {
+                None
+            };
+            let b = transposed.as_deref().unwrap_or(b);
+            let mut product = vec![0.0f32; n * m];
+            general(level, true, false, n, m, k, b, a, &mut product, false);
+            skinny::store_transposed(m, n, &product, c, accumulate);
+            return;
+        }
+        let transposed = if trans_b {
+            None
+        } else {
+            Some(skinny::transpose(k, n, b))
+        };
+        let rows = transposed.as_deref().unwrap_or(b);
+        if skinny::dot_rows(level, m, n, k, a, rows, c, accumulate) {
+            return;
+        }
+    }
     let (row_stride, column_stride) = if trans_a { (1, m) } else { (k, 1) };
     let epilogue = Epilogue {
         accumulate,

@@ -12,6 +12,7 @@ mod pack;
 mod portable;
 mod rows;
 pub(crate) mod serial;
+mod skinny;
 
 pub(crate) use driver::quantized as quantized_product;
 pub(crate) use pack::PANEL;
