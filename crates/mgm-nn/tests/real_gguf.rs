@@ -6,7 +6,7 @@ use std::path::Path;
 use mgm_nn::{Result, WeightSource};
 
 /// `Σ value·(index mod 97)`, which notices a permuted row, and one single value.
-fn fingerprint(source: &WeightSource, name: &str, shape: &[usize]) -> Result<(f64, f32)> {
+fn fingerprint(source: &WeightSource, name: &str, shape: &[usize]) -> Result<(f64, f64)> {
     let values = source
         .tensor(name, shape)?
         .flatten_all()?
@@ -16,7 +16,7 @@ fn fingerprint(source: &WeightSource, name: &str, shape: &[usize]) -> Result<(f6
         .enumerate()
         .map(|(i, &value)| f64::from(value) * (i % 97) as f64)
         .sum();
-    Ok((sum, values[12345 % values.len()]))
+    Ok((sum, f64::from(values[12345 % values.len()])))
 }
 
 #[test]
@@ -25,7 +25,7 @@ fn smollm2_reads_as_the_reference_does() -> Result<()> {
         .join("../../models/smol/smollm2-135m-instruct.q4_1.gguf");
     let source = WeightSource::from_gguf(&path)?;
     assert_eq!(source.names().len(), 272);
-    let expected: [(&str, &[usize], f64, f32); 5] = [
+    let expected: [(&str, &[usize], f64, f64); 5] = [
         (
             "model.embed_tokens.weight",
             &[49152, 576],
