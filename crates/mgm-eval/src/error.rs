@@ -33,13 +33,11 @@ pub enum EvalError {
         message: String,
     },
     /// One picture cannot be used.
-    #[error("record {id}, picture {path}: {source}")]
+    #[error("record {id}: {source}")]
     Picture {
         /// The record that names it.
         id: String,
-        /// The picture.
-        path: PathBuf,
-        /// Why not.
+        /// Which picture, and why not.
         source: mgm_image::ImageError,
     },
     /// The model failed on one record.

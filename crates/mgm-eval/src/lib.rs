@@ -17,5 +17,5 @@ pub mod scoring;
 pub use error::EvalError;
 pub use model::ModelAnswerer;
 pub use records::{DataFile, Match, Record};
-pub use report::{FileReport, Report, Tally};
+pub use report::{FileReport, Part, Report, Tally};
 pub use run::{Answerer, Progress, RunOptions, run};

@@ -1,10 +1,15 @@
 //! A loaded model as an [`Answerer`].
+//!
+//! Questions come in runs about the same picture, so this keeps what a conversation would throw away between questions: the picture's
+//! visual tokens, and the keys and values of the beginning that two prompts share.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use mgm_image::{Limits, RgbImage};
-use mini_gemini::{Control, GenerateOptions, MiniGemini, Session, StopReason};
+use mgm_image::Limits;
+use mgm_text::{IMAGE_TOKEN, Message, Role};
+use mini_gemini::decoder::{Context, KvCache};
+use mini_gemini::{Error, MiniGemini, TowerFeatures, greedy};
 
 use crate::error::EvalError;
 use crate::records::Record;
@@ -12,49 +17,169 @@ use crate::run::Answerer;
 
 /// Answers greedily, each question in a conversation of its own.
 pub struct ModelAnswerer<'model> {
-    session: Session<'model>,
-    subject: String,
-    options: GenerateOptions,
-    last_picture: Option<(PathBuf, RgbImage)>,
+    model: &'model MiniGemini,
+    without_high_res: bool,
+    max_new_tokens: usize,
+    picture: Option<(PathBuf, TowerFeatures)>,
+    cache: KvCache,
+    /// What `cache` holds: the prompt's ids, [`IMAGE_TOKEN`] for all tokens of the picture.
+    cached: Vec<i64>,
 }
 
 impl<'model> ModelAnswerer<'model> {
-    /// Asks `model`, which the report calls `subject`, for at most `max_new_tokens` tokens an answer.
-    pub fn new(model: &'model MiniGemini, subject: String, max_new_tokens: usize) -> Self {
-        let options = GenerateOptions {
-            temperature: 0.0,
-            max_new_tokens,
-            ..GenerateOptions::default()
-        };
+    /// Asks `model` for at most `max_new_tokens` tokens an answer. `without_high_res`: the high-resolution tower is left out, so that
+    /// patches have nothing to mine and the projector sees the low-resolution features alone.
+    pub fn new(model: &'model MiniGemini, without_high_res: bool, max_new_tokens: usize) -> Self {
         Self {
-            session: model.session(),
-            subject,
-            options,
-            last_picture: None,
+            model,
+            without_high_res,
+            max_new_tokens,
+            picture: None,
+            cache: model.decoder().new_cache(),
+            cached: Vec::new(),
         }
     }
 
-    fn picture(&mut self, id: &str, path: &Path) -> Result<RgbImage, EvalError> {
-        match &self.last_picture {
-            Some((known, picture)) if known == path => Ok(picture.clone()),
-            _ => {
-                let picture = mgm_image::open(path, &Limits::default()).map_err(|source| {
-                    EvalError::Picture {
-                        id: id.into(),
-                        path: path.into(),
-                        source,
-                    }
-                })?;
-                self.last_picture = Some((path.into(), picture.clone()));
-                Ok(picture)
-            }
+    /// Makes sure the features at hand are those of `path`.
+    fn look_at(&mut self, id: &str, path: &Path) -> Result<(), EvalError> {
+        if self
+            .picture
+            .as_ref()
+            .is_some_and(|(known, _)| known == path)
+        {
+            return Ok(());
         }
+        let picture =
+            mgm_image::open(path, &Limits::default()).map_err(|source| EvalError::Picture {
+                id: id.into(),
+                source,
+            })?;
+        let mut features = self
+            .model
+            .prepare(&picture)
+            .and_then(|prepared| self.model.tower_features(&prepared))
+            .map_err(|source| EvalError::Model {
+                id: id.into(),
+                source,
+            })?;
+        if self.without_high_res {
+            features.high_res.clear();
+        }
+        self.picture = Some((path.into(), features));
+        // Every picture is the same id to the cache.
+        self.forget_from(self.cached.iter().position(|id| *id == IMAGE_TOKEN));
+        Ok(())
+    }
+
+    fn forget_from(&mut self, position: Option<usize>) {
+        if let Some(position) = position {
+            self.cached.truncate(position);
+            self.cache.truncate(position);
+        }
+    }
+
+    /// The rendered question as ids, each placeholder once.
+    fn prompt(&self, question: &str, pictures: usize) -> Result<Vec<i64>, Error> {
+        let marks = if question.contains("<image>") {
+            0
+        } else {
+            pictures
+        };
+        let content = format!("{}{question}", "<image>\n".repeat(marks));
+        let turns = [
+            Message {
+                role: Role::User,
+                text: Some(content),
+            },
+            Message {
+                role: Role::Assistant,
+                text: None,
+            },
+        ];
+        let rendered = self.model.template().render(&turns);
+        let ids = mgm_text::encode_with_images(self.model.tokenizer(), &rendered)?;
+        let placeholders = ids.iter().filter(|id| **id == IMAGE_TOKEN).count();
+        if placeholders != pictures {
+            return Err(Error::PlaceholderCount {
+                placeholders,
+                images: pictures,
+            });
+        }
+        Ok(ids)
+    }
+
+    fn generate(
+        &mut self,
+        question: &str,
+        with_picture: bool,
+        stop: &AtomicBool,
+    ) -> Result<Option<String>, Error> {
+        let model = self.model;
+        let ids = self.prompt(question, usize::from(with_picture))?;
+        let visual = match &self.picture {
+            Some((_, features)) if with_picture => Some(model.visual_tokens(features)?),
+            _ => None,
+        };
+        let visual_count = visual.as_ref().map_or(Ok(0), |tokens| tokens.dim(0))?;
+        let positions: Vec<i64> = ids
+            .iter()
+            .flat_map(|id| {
+                std::iter::repeat_n(*id, if *id == IMAGE_TOKEN { visual_count } else { 1 })
+            })
+            .collect();
+        let limit = model.context_limit();
+        if positions.len() >= limit {
+            let text = positions.len() - visual_count;
+            return Err(Error::ContextOverflow {
+                text,
+                visual: visual_count,
+                limit,
+            });
+        }
+
+        let embeddings = model.splice(&ids, visual.as_slice())?;
+        let common = self
+            .cached
+            .iter()
+            .zip(&positions)
+            .take_while(|(held, wanted)| held == wanted)
+            .count();
+        let known = common.min(positions.len() - 1);
+        self.forget_from(Some(known));
+
+        let mut rows = embeddings.narrow(0, known, positions.len() - known)?;
+        let mut unread = positions[known..].to_vec();
+        let mut stream = model.tokenizer().stream();
+        let mut text = String::new();
+        for _ in 0..self.max_new_tokens {
+            if stop.load(Ordering::Relaxed) {
+                return Ok(None);
+            }
+            let mut caches = [(&mut self.cache, unread.len())];
+            let hidden = model
+                .decoder()
+                .hidden(&rows, &mut Context::Cached(&mut caches))?;
+            self.cached.append(&mut unread);
+            let last = hidden.narrow(0, hidden.dim(0)? - 1, 1)?;
+            let id = greedy(&model.decoder().logits(&last)?.flatten_all()?.to_vec1()?);
+            if model.stop_ids().contains(&id) || self.cached.len() + 1 >= limit {
+                break;
+            }
+            text.extend(stream.push(id));
+            rows = model.decoder().embed(&[id])?;
+            unread.push(i64::from(id));
+        }
+        text.extend(stream.finish());
+        Ok(Some(text.trim().to_string()))
     }
 }
 
 impl Answerer for ModelAnswerer<'_> {
     fn subject(&self) -> String {
-        self.subject.clone()
+        match self.without_high_res {
+            true => format!("{} without the high-resolution tower", self.model.name()),
+            false => self.model.name().to_string(),
+        }
     }
 
     fn answer(
@@ -63,25 +188,13 @@ impl Answerer for ModelAnswerer<'_> {
         picture: Option<&Path>,
         stop: &AtomicBool,
     ) -> Result<Option<String>, EvalError> {
-        let pictures = match picture {
-            Some(path) => vec![self.picture(&record.id, path)?],
-            None => Vec::new(),
-        };
-        self.session.reset();
-        let mut on_event = |_: mini_gemini::Event<'_>| {
-            if stop.load(Ordering::Relaxed) {
-                Control::Stop
-            } else {
-                Control::Continue
-            }
-        };
-        let answer = self
-            .session
-            .ask(&record.question, pictures, &self.options, &mut on_event)
+        if let Some(path) = picture {
+            self.look_at(&record.id, path)?;
+        }
+        self.generate(&record.question, picture.is_some(), stop)
             .map_err(|source| EvalError::Model {
                 id: record.id.clone(),
                 source,
-            })?;
-        Ok((answer.stop != StopReason::Interrupted).then_some(answer.text))
+            })
     }
 }

@@ -6,9 +6,10 @@
 //! {"id": "chelsea", "image": "chelsea.jpg", "question": "What animal is this?", "answers": ["cat"], "match": "contains"}
 //! ```
 //!
-//! `image` is relative to the image folder and may be left out (a question without a picture); `match` defaults to `exact`.
+//! `image` is relative to the image folder and may be left out (a question without a picture); `match` defaults to `exact`. Further keys
+//! with `true` or `false` divide the records into parts that are also scored by themselves; other keys are ignored.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -28,7 +29,6 @@ pub enum Match {
 
 /// One question.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Record {
     /// Unique within its file.
     #[serde(deserialize_with = "text_or_number")]
@@ -43,6 +43,18 @@ pub struct Record {
     /// How to compare.
     #[serde(default, rename = "match")]
     pub comparison: Match,
+    /// Every further key.
+    #[serde(flatten)]
+    pub more: BTreeMap<String, serde_json::Value>,
+}
+
+impl Record {
+    /// The further keys that are true or false.
+    pub fn flags(&self) -> impl Iterator<Item = (&str, bool)> {
+        self.more
+            .iter()
+            .filter_map(|(key, value)| Some((key.as_str(), value.as_bool()?)))
+    }
 }
 
 fn text_or_number<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {

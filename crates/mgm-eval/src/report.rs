@@ -1,5 +1,6 @@
 //! Scores, per file and together.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::Serialize;
@@ -39,17 +40,45 @@ pub struct FileReport {
     pub right: usize,
     /// Share of right answers, 0 to 1.
     pub accuracy: Option<f64>,
+    /// Scores of the parts that flags of the records make, by `key: value`.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub parts: BTreeMap<String, Part>,
+}
+
+/// The score on a part of a data file.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Part {
+    /// Records answered.
+    pub answered: usize,
+    /// Records answered right.
+    pub right: usize,
+    /// Share of right answers, 0 to 1.
+    pub accuracy: Option<f64>,
 }
 
 impl FileReport {
-    /// The score `tally` on `file`, of which `records` were asked for.
-    pub fn new(file: String, records: usize, tally: Tally) -> Self {
+    /// The score `tally` on `file`, of which `records` were asked for, and those of its parts.
+    pub fn new(
+        file: String,
+        records: usize,
+        tally: Tally,
+        parts: &BTreeMap<String, Tally>,
+    ) -> Self {
+        let part = |tally: &Tally| Part {
+            answered: tally.answered,
+            right: tally.right,
+            accuracy: tally.accuracy(),
+        };
         Self {
             file,
             records,
             answered: tally.answered,
             right: tally.right,
             accuracy: tally.accuracy(),
+            parts: parts
+                .iter()
+                .map(|(name, tally)| (name.clone(), part(tally)))
+                .collect(),
         }
     }
 }
@@ -73,33 +102,51 @@ pub struct Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let width = self
-            .files
+        let mut lines = Vec::new();
+        for file in &self.files {
+            lines.push((
+                file.file.clone(),
+                file.accuracy,
+                file.right,
+                file.answered,
+                file.records,
+            ));
+            for (name, part) in &file.parts {
+                let name = format!("  {name}");
+                lines.push((
+                    name,
+                    part.accuracy,
+                    part.right,
+                    part.answered,
+                    part.answered,
+                ));
+            }
+        }
+        if self.files.len() > 1 {
+            let total = &self.total;
+            lines.push((
+                total.file.clone(),
+                total.accuracy,
+                total.right,
+                total.answered,
+                total.records,
+            ));
+        }
+        let width = lines
             .iter()
-            .map(|file| file.file.chars().count())
-            .chain([self.total.file.chars().count()])
+            .map(|line| line.0.chars().count())
             .max()
             .unwrap_or(0);
-        let mut line = |file: &FileReport| {
-            let accuracy = match file.accuracy {
+        for (name, accuracy, right, answered, records) in lines {
+            let accuracy = match accuracy {
                 Some(accuracy) => format!("{:6.2} %", 100.0 * accuracy),
                 None => "     - %".into(),
             };
-            write!(
-                f,
-                "{:width$}  {accuracy}  {} of {} right",
-                file.file, file.right, file.answered
-            )?;
-            if file.answered < file.records {
-                write!(f, " ({} not answered)", file.records - file.answered)?;
+            write!(f, "{name:width$}  {accuracy}  {right} of {answered} right")?;
+            if answered < records {
+                write!(f, " ({} not answered)", records - answered)?;
             }
-            writeln!(f)
-        };
-        for file in &self.files {
-            line(file)?;
-        }
-        if self.files.len() > 1 {
-            line(&self.total)?;
+            writeln!(f)?;
         }
         Ok(())
     }
@@ -111,43 +158,36 @@ mod tests {
 
     #[test]
     fn the_table_shows_what_is_missing() {
+        let none = BTreeMap::new();
+        let parts = [(
+            "cut_out: true".to_string(),
+            Tally {
+                answered: 2,
+                right: 1,
+            },
+        )]
+        .into();
+        let three = Tally {
+            answered: 4,
+            right: 3,
+        };
         let report = Report {
             subject: "smol".into(),
             interrupted: true,
             files: vec![
-                FileReport::new(
-                    "a.json".into(),
-                    4,
-                    Tally {
-                        answered: 4,
-                        right: 3,
-                    },
-                ),
-                FileReport::new(
-                    "longer.json".into(),
-                    2,
-                    Tally {
-                        answered: 0,
-                        right: 0,
-                    },
-                ),
+                FileReport::new("a.json".into(), 4, three, &parts),
+                FileReport::new("longer.json".into(), 2, Tally::default(), &none),
             ],
-            total: FileReport::new(
-                "total".into(),
-                6,
-                Tally {
-                    answered: 4,
-                    right: 3,
-                },
-            ),
+            total: FileReport::new("total".into(), 6, three, &none),
             seconds: 1.0,
             answered_now: 4,
         };
         assert_eq!(
             report.to_string(),
-            "a.json        75.00 %  3 of 4 right\n\
-             longer.json       - %  0 of 0 right (2 not answered)\n\
-             total         75.00 %  3 of 4 right (2 not answered)\n"
+            "a.json            75.00 %  3 of 4 right\n  \
+               cut_out: true   50.00 %  1 of 2 right\n\
+             longer.json           - %  0 of 0 right (2 not answered)\n\
+             total             75.00 %  3 of 4 right (2 not answered)\n"
         );
     }
 }

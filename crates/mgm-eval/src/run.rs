@@ -1,6 +1,6 @@
 //! The loop over records.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -93,6 +93,7 @@ pub fn run(
     let mut interrupted = false;
     for file in files {
         let mut tally = Tally::default();
+        let mut parts: BTreeMap<String, Tally> = BTreeMap::new();
         for record in &file.records[..taken(file)] {
             let key = (file.name.clone(), record.id.clone());
             let answer = match known.get(&key) {
@@ -122,17 +123,33 @@ pub fn run(
             };
             let right = is_right(record, &answer);
             tally.add(right);
+            for (key, value) in record.flags() {
+                parts
+                    .entry(format!("{key}: {value}"))
+                    .or_default()
+                    .add(right);
+            }
             progress.tally.add(right);
             progress.done += 1;
             on_progress(progress);
         }
-        reports.push(FileReport::new(file.name.clone(), taken(file), tally));
+        reports.push(FileReport::new(
+            file.name.clone(),
+            taken(file),
+            tally,
+            &parts,
+        ));
     }
     Ok(Report {
         subject,
         interrupted,
         files: reports,
-        total: FileReport::new("total".into(), progress.total, progress.tally),
+        total: FileReport::new(
+            "total".into(),
+            progress.total,
+            progress.tally,
+            &BTreeMap::new(),
+        ),
         seconds: started.elapsed().as_secs_f64(),
         answered_now: progress.answered_now,
     })

@@ -47,6 +47,7 @@ mod tests {
             question: "?".into(),
             answers: answers.iter().map(|answer| answer.to_string()).collect(),
             comparison,
+            more: Default::default(),
         }
     }
 

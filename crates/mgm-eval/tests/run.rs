@@ -50,8 +50,8 @@ fn animals(folder: &Path) -> DataFile {
         &folder.join("animals.json"),
         serde_json::json!([
             {"id": 1, "image": "cat.png", "question": "?", "answers": ["Cat."]},
-            {"id": 2, "image": "dog.png", "question": "?", "answers": ["wolf"]},
-            {"id": 3, "image": "red fox.png", "question": "?", "answers": ["fox"], "match": "contains"},
+            {"id": 2, "image": "dog.png", "question": "?", "answers": ["wolf"], "tame": true},
+            {"id": 3, "image": "red fox.png", "question": "?", "answers": ["fox"], "match": "contains", "tame": false},
         ]),
     )
 }
@@ -81,6 +81,8 @@ fn scores_per_file_and_together() {
     assert_eq!((report.files[1].right, report.files[1].answered), (1, 1));
     assert_eq!(report.total.accuracy, Some(0.75));
     assert!(!report.interrupted);
+    assert_eq!(report.files[0].parts["tame: true"].accuracy, Some(0.0));
+    assert_eq!(report.files[0].parts["tame: false"].accuracy, Some(1.0));
     std::fs::remove_dir_all(folder).unwrap();
 }
 
@@ -206,7 +208,7 @@ fn bad_data_files_are_named() {
             "[{\"id\":1,\"question\":\"q\",\"answers\":[\"a\"]},{\"id\":\"1\",\"question\":\"q\",\"answers\":[\"a\"]}]",
             "twice",
         ),
-        ("[{\"id\":1,\"query\":\"q\"}]", "query"),
+        ("[{\"id\":1,\"query\":\"q\"}]", "question"),
         ("[{\"id\":1", "EOF"),
     ] {
         std::fs::write(&path, text).unwrap();

@@ -10,7 +10,7 @@ use crate::{meter, model};
 pub(crate) fn run(args: EmbedArgs) -> Result<(), Failure> {
     model::prepare(&args.model)?;
     let picture = args.image.load()?;
-    let model = model::load(&args.model, None, false)?;
+    let model = model::load(&args.model, None)?;
     let spinner = meter::spinner("looking at the picture");
     let features = model.tower_features(&model.prepare(&picture)?)?;
     let tokens = model.visual_tokens(&features)?;
@@ -21,13 +21,20 @@ pub(crate) fn run(args: EmbedArgs) -> Result<(), Failure> {
         .map_err(mini_gemini::Error::from)?;
     spinner.finish_and_clear();
 
-    let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-    let failure = |message: String| Failure::failed(message).about(&args.output.display().to_string());
+    let bytes: Vec<u8> = values
+        .iter()
+        .flat_map(|value| value.to_le_bytes())
+        .collect();
+    let failure =
+        |message: String| Failure::failed(message).about(&args.output.display().to_string());
     let view = TensorView::new(Dtype::F32, vec![count, width], &bytes)
         .map_err(|error| failure(error.to_string()))?;
     let file = safetensors::serialize([("visual_tokens", view)], None)
         .map_err(|error| failure(error.to_string()))?;
     std::fs::write(&args.output, file).map_err(|error| failure(error.to_string()))?;
-    note!("{count} visual tokens of {width} numbers written to {}", args.output.display());
+    note!(
+        "{count} visual tokens of {width} numbers written to {}",
+        args.output.display()
+    );
     Ok(())
 }

@@ -21,12 +21,8 @@ pub(crate) fn run(args: EvalArgs) -> Result<(), Failure> {
         .map(|path| DataFile::read(path, args.image_folder.as_deref()))
         .collect::<Result<Vec<_>, _>>()?;
     check_pictures(&files, args.limit.map(std::num::NonZeroUsize::get))?;
-    let model = model::load(&args.model, None, args.without_high_res)?;
-    let subject = match args.without_high_res {
-        true => format!("{} without the high-resolution tower", model.name()),
-        false => model.name().to_string(),
-    };
-    let mut answerer = ModelAnswerer::new(&model, subject, args.max_new_tokens.get());
+    let model = model::load(&args.model, None)?;
+    let mut answerer = ModelAnswerer::new(&model, args.without_high_res, args.max_new_tokens.get());
     let options = RunOptions {
         limit: args.limit.map(std::num::NonZeroUsize::get),
         answers: args.answers.clone(),
@@ -35,8 +31,13 @@ pub(crate) fn run(args: EvalArgs) -> Result<(), Failure> {
 
     let watch = interrupt::watch();
     let mut meter = Meter::new();
-    let report =
-        mgm_eval::run(&files, &options, &mut answerer, &mut |progress| meter.show(progress), watch.flag());
+    let report = mgm_eval::run(
+        &files,
+        &options,
+        &mut answerer,
+        &mut |progress| meter.show(progress),
+        watch.flag(),
+    );
     meter.finish();
     let report = report?;
     publish(&report, args.json.as_deref())?;
@@ -51,9 +52,10 @@ pub(crate) fn run(args: EvalArgs) -> Result<(), Failure> {
         )));
     }
     match (args.fail_under, report.total.accuracy) {
-        (Some(floor), Some(accuracy)) if 100.0 * accuracy < floor => {
-            Err(Failure::failed(format!("accuracy {:.2} % is below {floor} %", 100.0 * accuracy)))
-        }
+        (Some(floor), Some(accuracy)) if 100.0 * accuracy < floor => Err(Failure::failed(format!(
+            "accuracy {:.2} % is below {floor} %",
+            100.0 * accuracy
+        ))),
         _ => Ok(()),
     }
 }
@@ -83,8 +85,9 @@ fn publish(report: &Report, json: Option<&Path>) -> Result<(), Failure> {
     match json {
         Some(path) if path == Path::new("-") => return stdout::write_json(report),
         Some(path) => {
-            let mut text = serde_json::to_string_pretty(report)
-                .map_err(|error| Failure::failed(format!("the report cannot be written: {error}")))?;
+            let mut text = serde_json::to_string_pretty(report).map_err(|error| {
+                Failure::failed(format!("the report cannot be written: {error}"))
+            })?;
             text.push('\n');
             std::fs::write(path, text)
                 .map_err(|error| Failure::failed(format!("{}: {error}", path.display())))?;
@@ -103,13 +106,19 @@ struct Meter {
 
 impl Meter {
     fn new() -> Self {
-        Self { bar: None, started: Instant::now(), last_line: Instant::now() }
+        Self {
+            bar: None,
+            started: Instant::now(),
+            last_line: Instant::now(),
+        }
     }
 
     fn show(&mut self, progress: Progress) {
         let accuracy = 100.0 * progress.tally.accuracy().unwrap_or(0.0);
         let rate = progress.answered_now as f64 / self.started.elapsed().as_secs_f64().max(1e-9);
-        let bar = self.bar.get_or_insert_with(|| meter::bar(progress.total as u64));
+        let bar = self
+            .bar
+            .get_or_insert_with(|| meter::bar(progress.total as u64));
         if bar.is_hidden() {
             if self.last_line.elapsed() >= LINE_INTERVAL {
                 self.last_line = Instant::now();

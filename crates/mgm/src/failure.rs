@@ -1,6 +1,5 @@
 //! How a command ends when it does not end well: exit codes, the error line, its causes, a hint.
 
-use std::error::Error as _;
 use std::io::Write;
 
 /// The command did what it was asked to do.
@@ -32,7 +31,12 @@ pub(crate) struct Failure {
 
 impl Failure {
     fn new(kind: Kind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), causes: Vec::new(), hint: None }
+        Self {
+            kind,
+            message: message.into(),
+            causes: Vec::new(),
+            hint: None,
+        }
     }
 
     /// Something went wrong.
@@ -105,7 +109,11 @@ impl Failure {
             Kind::Interrupted => vec![self.message.clone()],
             Kind::Failed | Kind::Usage => vec![format!("error: {}", self.message)],
         };
-        lines.extend(self.causes.iter().map(|cause| format!("  caused by: {cause}")));
+        lines.extend(
+            self.causes
+                .iter()
+                .map(|cause| format!("  caused by: {cause}")),
+        );
         lines.extend(self.hint.iter().map(|hint| format!("hint: {hint}")));
         lines
     }
@@ -128,7 +136,9 @@ impl From<mini_gemini::Error> for Failure {
             Error::ModelNotFound { .. } => {
                 failure.hint("`mgm models list` shows the models that are known by name")
             }
-            Error::ContextOverflow { .. } => failure.hint("shorten the prompt or pass fewer pictures"),
+            Error::ContextOverflow { .. } => {
+                failure.hint("shorten the prompt or pass fewer pictures")
+            }
             Error::NoVision => failure.hint("leave --image out, or choose another --model"),
             Error::PlaceholderCount { .. } => {
                 failure.hint("leave `<image>` out of the prompt: pictures are put before it")
@@ -161,7 +171,11 @@ mod tests {
         let failure = Failure::from_error(&error).hint("water");
         assert_eq!(
             failure.lines(),
-            ["error: outer: inner", "  caused by: disk on fire", "hint: water"]
+            [
+                "error: outer: inner",
+                "  caused by: disk on fire",
+                "hint: water"
+            ]
         );
         assert_eq!(failure.exit_code(), FAILED);
     }
@@ -171,6 +185,9 @@ mod tests {
         let failure = Failure::stdout(&std::io::ErrorKind::BrokenPipe.into());
         assert_eq!(failure.exit_code(), DONE);
         assert!(failure.lines().is_empty());
-        assert_eq!(Failure::stdout(&std::io::ErrorKind::StorageFull.into()).exit_code(), FAILED);
+        assert_eq!(
+            Failure::stdout(&std::io::ErrorKind::StorageFull.into()).exit_code(),
+            FAILED
+        );
     }
 }

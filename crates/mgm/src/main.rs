@@ -41,7 +41,11 @@ fn main() -> ExitCode {
         Err(error) => {
             // Help and version are results; clap sends them to stdout and the rest to stderr. A reader that has gone is no failure.
             let _ = error.print();
-            return ExitCode::from(if error.use_stderr() { failure::WRONG_USAGE } else { failure::DONE });
+            return ExitCode::from(if error.use_stderr() {
+                failure::WRONG_USAGE
+            } else {
+                failure::DONE
+            });
         }
     };
     match run(command, started) {
@@ -55,6 +59,9 @@ fn main() -> ExitCode {
 
 fn run(command: Command, started: Instant) -> Result<(), Failure> {
     interrupt::install()?;
+    if let Some(error) = mgm_kernels::level::level_error() {
+        note!("warning: {error}");
+    }
     match command {
         Command::Chat(args) => chat::run(args, started),
         Command::Train(args) => train::run(args),

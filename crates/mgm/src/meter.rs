@@ -15,9 +15,7 @@ pub(crate) fn spinner(message: impl Into<String>) -> ProgressBar {
 /// A bar over `total` steps with a free message after it.
 pub(crate) fn bar(total: u64) -> ProgressBar {
     let bar = ProgressBar::new(total);
-    if let Ok(style) =
-        ProgressStyle::with_template("{bar:24} {pos}/{len} {msg} · {eta} left")
-    {
+    if let Ok(style) = ProgressStyle::with_template("{bar:24} {pos}/{len} {msg} · {eta} left") {
         bar.set_style(style);
     }
     bar

@@ -25,15 +25,18 @@ fn precision(args: &ModelArgs) -> Result<Precision, Failure> {
         DeviceChoice::Metal => Some("Metal"),
     };
     if let Some(device) = device {
-        return Err(Failure::failed(format!("this build has no {device} support"))
-            .hint("use --device cpu"));
+        return Err(
+            Failure::failed(format!("this build has no {device} support")).hint("use --device cpu"),
+        );
     }
     match args.dtype {
         DtypeChoice::Auto => Ok(Precision::Auto),
         DtypeChoice::F32 => Ok(Precision::F32),
         DtypeChoice::Bf16 => Ok(Precision::Bf16),
-        DtypeChoice::F16 => Err(Failure::failed("f16 weights need a GPU, and this run uses the CPU")
-            .hint("use --dtype bf16 or --dtype f32")),
+        DtypeChoice::F16 => Err(Failure::failed(
+            "f16 weights need a GPU, and this run uses the CPU",
+        )
+        .hint("use --dtype bf16 or --dtype f32")),
     }
 }
 
@@ -44,15 +47,10 @@ pub(crate) fn prepare(args: &ModelArgs) -> Result<(), Failure> {
 }
 
 /// Loads the model, under a spinner.
-pub(crate) fn load(
-    args: &ModelArgs,
-    template: Option<&str>,
-    without_high_res: bool,
-) -> Result<MiniGemini, Failure> {
+pub(crate) fn load(args: &ModelArgs, template: Option<&str>) -> Result<MiniGemini, Failure> {
     let options = LoadOptions {
         precision: precision(args)?,
         template: template.map(str::to_string),
-        without_high_res,
     };
     let spinner = meter::spinner(format!("loading {}", args.model));
     let model = MiniGemini::load(&ModelSource::parse(&args.model), &options);

@@ -1,6 +1,5 @@
 //! `mgm models`: what models there are and what they hold.
 
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
@@ -30,7 +29,11 @@ pub(crate) fn run(command: ModelsCommand) -> Result<(), Failure> {
 fn list() -> Result<(), Failure> {
     let directory = ModelSource::BuiltIn.directory()?;
     let size = files(&directory)?.iter().map(|(_, size)| size).sum();
-    stdout::write(format!("{BUILT_IN_NAME}  {}  {}\n", megabytes(size), directory.display()))
+    stdout::write(format!(
+        "{BUILT_IN_NAME}  {}  {}\n",
+        megabytes(size),
+        directory.display()
+    ))
 }
 
 fn describe_model(text: &mut String, path: &Path, tensors: bool) -> Result<(), Failure> {
@@ -54,13 +57,22 @@ fn describe_model(text: &mut String, path: &Path, tensors: bool) -> Result<(), F
     );
     line("context", format!("{} positions", config.context_limit()));
     let none = || "none".to_string();
-    line("low-resolution tower", config.mm_vision_tower.clone().unwrap_or_else(none));
-    line("high-resolution tower", config.mm_vision_tower_aux.clone().unwrap_or_else(none));
+    line(
+        "low-resolution tower",
+        config.mm_vision_tower.clone().unwrap_or_else(none),
+    );
+    line(
+        "high-resolution tower",
+        config.mm_vision_tower_aux.clone().unwrap_or_else(none),
+    );
     if config.mm_vision_tower.is_some() {
         line("projector", config.mm_projector_type.clone());
     }
     if let Some(lora) = &config.lora {
-        line("low-rank adapters", format!("rank {}, alpha {}", lora.rank, lora.alpha));
+        line(
+            "low-rank adapters",
+            format!("rank {}, alpha {}", lora.rank, lora.alpha),
+        );
     }
     for (file, _) in files(&directory)? {
         if is_weight_file(&file) {
@@ -71,42 +83,57 @@ fn describe_model(text: &mut String, path: &Path, tensors: bool) -> Result<(), F
     Ok(())
 }
 
-/// Name, size, number of tensors and of parameters, number formats; on request every tensor.
+/// Name, size, number of tensors and of parameters; on request every tensor.
 fn describe_weights(text: &mut String, path: &Path, list: bool) -> Result<(), Failure> {
-    let failure = |error: mgm_nn::Error| Failure::from_error(&error).about(&path.display().to_string());
-    let source = WeightSource::inspect(path).map_err(failure)?;
+    let source = WeightSource::open(path).map_err(|error| Failure::from_error(&error))?;
     let size = path.metadata().map(|metadata| metadata.len()).unwrap_or(0);
-    let mut by_type: BTreeMap<String, usize> = BTreeMap::new();
-    let mut parameters = 0usize;
-    for tensor in &source {
-        *by_type.entry(tensor.dtype.clone()).or_default() += 1;
-        parameters += tensor.shape.iter().product::<usize>();
-    }
-    let types: Vec<String> = by_type.iter().map(|(name, count)| format!("{count} {name}")).collect();
+    let tensors: Vec<(String, Vec<usize>)> = source
+        .names()
+        .into_iter()
+        .map(|name| {
+            let shape = source.shape(&name).unwrap_or_default();
+            (name, shape)
+        })
+        .collect();
+    let parameters: usize = tensors
+        .iter()
+        .map(|(_, shape)| shape.iter().product::<usize>())
+        .sum();
+    let architecture = source
+        .gguf_metadata()
+        .and_then(|metadata| metadata.architecture());
+    // Writing to a string cannot fail.
     let _ = writeln!(
         text,
-        "{}  {}, {} tensors ({}), {parameters} parameters",
+        "{}  {}, {}{} tensors, {:.1} million parameters",
         path.file_name().unwrap_or(path.as_os_str()).display(),
         megabytes(size),
-        source.len(),
-        types.join(", ")
+        architecture
+            .map(|name| format!("{name}, "))
+            .unwrap_or_default(),
+        tensors.len(),
+        parameters as f64 / 1e6
     );
     if list {
-        for tensor in &source {
-            let _ = writeln!(text, "  {} {} {:?}", tensor.name, tensor.dtype, tensor.shape);
+        for (name, shape) in &tensors {
+            let _ = writeln!(text, "  {name} {shape:?}");
         }
     }
     Ok(())
 }
 
 fn is_weight_file(path: &Path) -> bool {
-    let kind = path.extension().and_then(|kind| kind.to_str()).unwrap_or_default();
+    let kind = path
+        .extension()
+        .and_then(|kind| kind.to_str())
+        .unwrap_or_default();
     ["safetensors", "gguf", "bin", "pth"].contains(&kind)
 }
 
 /// The files of a directory with their sizes in bytes, by name.
 fn files(directory: &Path) -> Result<Vec<(PathBuf, u64)>, Failure> {
-    let failure = |error: std::io::Error| Failure::failed(format!("{}: {error}", directory.display()));
+    let failure =
+        |error: std::io::Error| Failure::failed(format!("{}: {error}", directory.display()));
     let mut files = Vec::new();
     for entry in std::fs::read_dir(directory).map_err(failure)? {
         let path = entry.map_err(failure)?.path();

@@ -50,7 +50,8 @@ impl PictureSource {
                 mgm_image::open(path, &limits).map_err(|error| self.failure(&error))
             }
             Self::Url(url) => {
-                let bytes = download(url, limits.max_bytes).map_err(|failure| failure.about(url))?;
+                let bytes =
+                    download(url, limits.max_bytes).map_err(|failure| failure.about(url))?;
                 mgm_image::decode(&bytes, &limits).map_err(|error| self.failure(&error))
             }
         }
@@ -80,7 +81,12 @@ fn download(url: &str, max_bytes: u64) -> Result<Vec<u8>, Failure> {
         error => Failure::from_error(&error),
     };
     let mut response = agent.get(url).call().map_err(failure)?;
-    response.body_mut().with_config().limit(max_bytes).read_to_vec().map_err(failure)
+    response
+        .body_mut()
+        .with_config()
+        .limit(max_bytes)
+        .read_to_vec()
+        .map_err(failure)
 }
 
 #[cfg(not(feature = "http"))]
@@ -95,8 +101,14 @@ mod tests {
 
     #[test]
     fn addresses_are_told_from_files() {
-        assert_eq!("HTTPS://a.b/c.png".parse(), Ok(PictureSource::Url("HTTPS://a.b/c.png".into())));
-        assert_eq!("http.png".parse(), Ok(PictureSource::File("http.png".into())));
+        assert_eq!(
+            "HTTPS://a.b/c.png".parse(),
+            Ok(PictureSource::Url("HTTPS://a.b/c.png".into()))
+        );
+        assert_eq!(
+            "http.png".parse(),
+            Ok(PictureSource::File("http.png".into()))
+        );
         assert!("".parse::<PictureSource>().is_err());
     }
 }

@@ -20,7 +20,7 @@ pub(crate) fn man(args: &ManArgs) -> Result<(), Failure> {
     let command = match &args.command {
         None => program,
         Some(name) => match program.find_subcommand(name) {
-            Some(command) => command.clone().name(format!("mgm-{name}")),
+            Some(command) => command.clone(),
             None => {
                 return Err(Failure::usage(format!("there is no command {name:?}"))
                     .hint("`mgm --help` lists the commands"));

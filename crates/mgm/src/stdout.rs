@@ -15,8 +15,9 @@ pub(crate) fn write(bytes: impl AsRef<[u8]>) -> Result<(), Failure> {
 
 /// Writes one JSON value and a line end.
 pub(crate) fn write_json(value: &impl serde::Serialize) -> Result<(), Failure> {
-    let mut text = serde_json::to_string_pretty(value)
-        .map_err(|error| Failure::failed(format!("the result cannot be written as JSON: {error}")))?;
+    let mut text = serde_json::to_string_pretty(value).map_err(|error| {
+        Failure::failed(format!("the result cannot be written as JSON: {error}"))
+    })?;
     text.push('\n');
     write(text)
 }

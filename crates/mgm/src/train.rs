@@ -23,6 +23,7 @@ pub(crate) fn run(args: TrainArgs) -> Result<(), Failure> {
     if args.resume {
         trainer = trainer.resume(ResumeFrom::Latest)?;
     }
+    note!("{}", trainer.describe());
 
     let watch = interrupt::watch();
     let meter = Meter::new(&watch, args.steps);
@@ -79,7 +80,8 @@ impl<'watch> Meter<'watch> {
 
 impl ProgressSink for Meter<'_> {
     fn step(&self, progress: &Progress) {
-        if self.limit.is_some_and(|limit| progress.step >= limit) && progress.step < progress.total {
+        if self.limit.is_some_and(|limit| progress.step >= limit) && progress.step < progress.total
+        {
             self.reached_limit.set(true);
             self.watch.raise();
         }
@@ -92,7 +94,12 @@ impl ProgressSink for Meter<'_> {
             || progress.step.is_multiple_of(LINE_STEPS)
             || progress.step == progress.total
         {
-            note!("step {}/{} {}", progress.step, progress.total, describe(progress));
+            note!(
+                "step {}/{} {}",
+                progress.step,
+                progress.total,
+                describe(progress)
+            );
         }
     }
 

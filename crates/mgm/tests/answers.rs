@@ -12,10 +12,6 @@ fn the_examples_are_named_right() {
     for (picture, nouns) in [
         ("cat.jpg", &["cat", "kitten"][..]),
         ("coffee.jpg", &["coffee", "espresso", "cup"]),
-        (
-            "motorcycle.jpg",
-            &["motorcycle", "motorbike", "bike", "moped", "scooter"],
-        ),
     ] {
         let answer = mgm(&[
             "chat",
@@ -69,13 +65,16 @@ fn greedy_answers_repeat_and_json_tells_the_same() {
 
 #[test]
 fn the_answer_alone_is_on_stdout() {
-    let run = mgm(&["chat", "--timings", "Say hello."]);
+    let run = mgm(&["chat", "--timings", "--max-new-tokens", "12", "Say hello."]);
     assert_eq!(run.code, Some(0), "{run:?}");
     assert!(
         run.stderr.contains("first token after") && run.stderr.contains("tokens/s"),
         "{run:?}"
     );
-    assert_eq!(mgm(&["chat", "Say hello."]).ok(), run.stdout);
+    assert_eq!(
+        mgm(&["chat", "--max-new-tokens", "12", "Say hello."]).ok(),
+        run.stdout
+    );
     let quiet = mgm(&["chat", "--image", &example("cat.jpg"), "What is it?"]);
     assert_eq!(
         quiet.stderr, "",
@@ -85,10 +84,24 @@ fn the_answer_alone_is_on_stdout() {
 
 #[test]
 fn the_prompt_may_be_piped() {
-    let asked = mgm(&["chat", "Name a colour."]).ok();
-    assert_eq!(mgm_piped(&["chat"], b"Name a colour.\n").ok(), asked);
-    let both = mgm_piped(&["chat", "--json", "Say it again:"], b"red\n").ok();
-    let joined = mgm(&["chat", "--json", "Say it again:\n\nred"]).ok();
+    let asked = mgm(&["chat", "--max-new-tokens", "12", "Name a colour."]).ok();
+    assert_eq!(
+        mgm_piped(&["chat", "--max-new-tokens", "12"], b"Name a colour.\n").ok(),
+        asked
+    );
+    let both = mgm_piped(
+        &["chat", "--json", "--max-new-tokens", "12", "Say it again:"],
+        b"red\n",
+    )
+    .ok();
+    let joined = mgm(&[
+        "chat",
+        "--json",
+        "--max-new-tokens",
+        "12",
+        "Say it again:\n\nred",
+    ])
+    .ok();
     let answer =
         |json: &str| serde_json::from_str::<serde_json::Value>(json).unwrap()["answer"].clone();
     assert_eq!(answer(&both), answer(&joined));
@@ -214,6 +227,9 @@ fn ctrl_c_ends_with_130_and_keeps_the_words() {
 #[test]
 fn it_runs_from_any_directory() {
     let folder = tempfile::tempdir().unwrap();
-    let answer = finish(command(&["chat", "Say hello."]).current_dir(folder.path())).ok();
+    let answer = finish(
+        command(&["chat", "--max-new-tokens", "12", "Say hello."]).current_dir(folder.path()),
+    )
+    .ok();
     assert!(!answer.trim().is_empty());
 }

@@ -94,12 +94,15 @@ impl Terminal {
 
     #[track_caller]
     fn leaves_with(mut self, code: i32) {
-        assert_eq!(
-            self.child.wait().unwrap().code(),
-            Some(code),
-            "{:?}",
-            self.seen
-        );
+        let started = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                assert_eq!(status.code(), Some(code), "{:?}", self.seen);
+                return;
+            }
+            assert!(started.elapsed() < PATIENCE, "still there: {:?}", self.seen);
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 }
 
@@ -134,6 +137,7 @@ fn commands_pictures_and_leaving() {
     terminal.type_in("What is in the picture?\r");
     terminal.expect("looking at the picture");
     terminal.expect("cat");
+    terminal.expect("> ");
     terminal.type_in("\x04");
     terminal.leaves_with(0);
 }

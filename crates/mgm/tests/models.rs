@@ -57,6 +57,8 @@ fn every_file_of_a_model_is_needed_and_named() {
             &model,
             "--temperature",
             "0",
+            "--max-new-tokens",
+            "12",
             "Say hello."
         ])
         .ok()
@@ -140,7 +142,10 @@ fn the_models_folder_can_be_moved() {
     let folder = tempfile::tempdir().unwrap();
     finish(command(&["chat", "hi"]).env("MGM_MODELS_DIR", folder.path()))
         .fails_clearly(&["MGM_MODELS_DIR", folder.path().to_str().unwrap()]);
-    let answer =
-        finish(command(&["chat", "Say hello."]).env("MGM_MODELS_DIR", root().join("models"))).ok();
+    let answer = finish(
+        command(&["chat", "--max-new-tokens", "12", "Say hello."])
+            .env("MGM_MODELS_DIR", root().join("models")),
+    )
+    .ok();
     assert!(!answer.trim().is_empty());
 }

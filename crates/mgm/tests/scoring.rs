@@ -71,6 +71,67 @@ fn scores_are_counted_kept_and_resumed() {
 }
 
 #[test]
+fn a_scored_answer_is_the_one_chat_gives() {
+    let folder = tempfile::tempdir().unwrap();
+    // Questions about one picture share what was read before; the next picture must not.
+    let asked = [
+        ("cat.jpg", "What is in the picture?"),
+        ("cat.jpg", "What is in the image?"),
+        ("coffee.jpg", "What is in the picture?"),
+        ("cat.jpg", "What is in the picture?"),
+    ];
+    let records: Vec<_> = asked
+        .iter()
+        .enumerate()
+        .map(|(id, (image, question))| {
+            serde_json::json!({"id": id, "image": image, "question": question, "answers": ["x"]})
+        })
+        .chain([serde_json::json!({"id": 4, "question": "What is a cat?", "answers": ["x"]})])
+        .collect();
+    let data = folder.path().join("asked.json");
+    std::fs::write(&data, serde_json::to_string(&records).unwrap()).unwrap();
+    let (data, log) = (
+        data.display().to_string(),
+        folder.path().join("answers.jsonl"),
+    );
+    let (examples, path) = (
+        root().join("examples").display().to_string(),
+        log.display().to_string(),
+    );
+    let limit = ["--max-new-tokens", "12"];
+    mgm(&[
+        &[
+            "eval",
+            &data,
+            "--image-folder",
+            &examples,
+            "--answers",
+            &path,
+        ],
+        &limit[..],
+    ]
+    .concat())
+    .ok();
+    let answers: Vec<serde_json::Value> = std::fs::read_to_string(&log)
+        .unwrap()
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(answers.len(), 5);
+    for ((image, question), answer) in asked.iter().zip(&answers) {
+        let image = format!("{examples}/{image}");
+        let chat = mgm(&[&["chat", "--image", &image, question], &limit[..]].concat()).ok();
+        assert_eq!(
+            answer["answer"].as_str().unwrap(),
+            chat.trim_end(),
+            "{image} {question}"
+        );
+    }
+    let chat = mgm(&[&["chat", "What is a cat?"], &limit[..]].concat()).ok();
+    assert_eq!(answers[4]["answer"].as_str().unwrap(), chat.trim_end());
+}
+
+#[test]
 fn without_the_high_resolution_tower_there_is_another_subject() {
     let folder = tempfile::tempdir().unwrap();
     let data = data(folder.path());

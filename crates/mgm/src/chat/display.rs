@@ -56,7 +56,11 @@ impl<'watch> Display<'watch> {
                 }
             }
         }
-        if self.watch.stopped() { Control::Stop } else { Control::Continue }
+        if self.watch.stopped() {
+            Control::Stop
+        } else {
+            Control::Continue
+        }
     }
 
     /// Ends the answer's last line. Tells whether stdout took everything.
@@ -128,7 +132,10 @@ pub(super) fn timing_line(
     if let Some(loading) = loading {
         parts.push(format!("load {:.3} s", loading.as_secs_f64()));
     }
-    parts.push(format!("pictures {:.3} s", answer.timings.encode.as_secs_f64()));
+    parts.push(format!(
+        "pictures {:.3} s",
+        answer.timings.encode.as_secs_f64()
+    ));
     parts.push(format!(
         "prompt {:.3} s for {} tokens",
         answer.timings.prefill.as_secs_f64(),
@@ -140,7 +147,10 @@ pub(super) fn timing_line(
     };
     line.push_str(&format!(" ({})", parts.join(", ")));
     match tokens_per_second(answer) {
-        Some(rate) => line.push_str(&format!("; {} tokens, {rate:.1} tokens/s", answer.new_tokens)),
+        Some(rate) => line.push_str(&format!(
+            "; {} tokens, {rate:.1} tokens/s",
+            answer.new_tokens
+        )),
         None => line.push_str(&format!("; {} tokens", answer.new_tokens)),
     }
     line

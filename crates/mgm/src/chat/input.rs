@@ -32,7 +32,11 @@ pub(super) fn resolve(prompt: Option<&str>) -> Result<Input, Failure> {
         });
     }
     // Beside a PROMPT, only a file or a pipe holds text meant for us; an inherited socket or device may never end.
-    let piped = if prompt.is_none() || is_file_or_pipe() { read_piped()? } else { String::new() };
+    let piped = if prompt.is_none() || is_file_or_pipe() {
+        read_piped()?
+    } else {
+        String::new()
+    };
     match (prompt, piped.trim()) {
         (Some(prompt), piped) => Ok(Input::Once(join(prompt, piped))),
         (None, "") => Err(Failure::usage("standard input is empty: expected a prompt")
@@ -56,7 +60,10 @@ fn read_piped() -> Result<String, Failure> {
         }
     });
     let mut bytes = Vec::new();
-    let outcome = std::io::stdin().lock().take(MAX_PIPED + 1).read_to_end(&mut bytes);
+    let outcome = std::io::stdin()
+        .lock()
+        .take(MAX_PIPED + 1)
+        .read_to_end(&mut bytes);
     drop(done);
     outcome.map_err(|error| Failure::failed(format!("standard input: {error}")))?;
     if bytes.len() as u64 > MAX_PIPED {
@@ -67,8 +74,10 @@ fn read_piped() -> Result<String, Failure> {
     }
     String::from_utf8(bytes).map_err(|error| {
         let position = error.utf8_error().valid_up_to();
-        Failure::failed(format!("standard input is not UTF-8 text (byte {position})"))
-            .hint("pass a picture with --image FILE")
+        Failure::failed(format!(
+            "standard input is not UTF-8 text (byte {position})"
+        ))
+        .hint("pass a picture with --image FILE")
     })
 }
 
@@ -97,7 +106,10 @@ mod tests {
 
     #[test]
     fn piped_text_follows_the_prompt() {
-        assert_eq!(join("Summarise.\n", "long text\n"), "Summarise.\n\nlong text");
+        assert_eq!(
+            join("Summarise.\n", "long text\n"),
+            "Summarise.\n\nlong text"
+        );
         assert_eq!(join("Hello", " \n"), "Hello");
     }
 }

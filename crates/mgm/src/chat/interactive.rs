@@ -25,15 +25,22 @@ const HISTORY_SIZE: usize = 1000;
 
 /// Runs the conversation until Ctrl-D or `/exit`.
 pub(super) fn run(args: &ChatArgs) -> Result<(), Failure> {
-    let pictures = args.images.iter().map(|image| image.load()).collect::<Result<Vec<_>, _>>()?;
-    let model = model::load(&args.model, args.template.as_deref(), false)?;
+    let pictures = args
+        .images
+        .iter()
+        .map(|image| image.load())
+        .collect::<Result<Vec<_>, _>>()?;
+    let model = model::load(&args.model, args.template.as_deref())?;
     let mut editor = editor()?;
     let history = history_file();
     if let Some(history) = &history {
         // There is none the first time.
         let _ = editor.load_history(history);
     }
-    note!("{} · /help shows what can be typed, Ctrl-D leaves", model.name());
+    note!(
+        "{} · /help shows what can be typed, Ctrl-D leaves",
+        model.name()
+    );
     if !pictures.is_empty() {
         note!("{}", shown(pictures.len()));
     }
@@ -45,7 +52,9 @@ pub(super) fn run(args: &ChatArgs) -> Result<(), Failure> {
                 if !text.trim().is_empty() {
                     // A history that cannot be written is not worth a failure.
                     let _ = editor.add_history_entry(text.as_str());
-                    let _ = history.as_ref().map(|history| editor.append_history(history));
+                    let _ = history
+                        .as_ref()
+                        .map(|history| editor.append_history(history));
                 }
                 if conversation.take(&text)? == Next::Leave {
                     return Ok(());
@@ -53,7 +62,11 @@ pub(super) fn run(args: &ChatArgs) -> Result<(), Failure> {
             }
             Err(ReadlineError::Interrupted) => note!("(Ctrl-D or /exit leaves)"),
             Err(ReadlineError::Eof) => return Ok(()),
-            Err(error) => return Err(Failure::failed(format!("the terminal cannot be read: {error}"))),
+            Err(error) => {
+                return Err(Failure::failed(format!(
+                    "the terminal cannot be read: {error}"
+                )));
+            }
         }
     }
 }
@@ -73,7 +86,11 @@ struct Conversation<'a> {
 
 impl<'a> Conversation<'a> {
     fn new(args: &'a ChatArgs, model: &'a MiniGemini, pending: Vec<RgbImage>) -> Self {
-        Self { args, session: model.session(), pending }
+        Self {
+            args,
+            session: model.session(),
+            pending,
+        }
     }
 
     fn take(&mut self, text: &str) -> Result<Next, Failure> {
@@ -97,7 +114,9 @@ impl<'a> Conversation<'a> {
     /// All pictures of one command, or none.
     fn show(&mut self, files: &[String]) {
         let load = |file: &String| {
-            file.parse::<PictureSource>().map_err(Failure::failed).and_then(|source| source.load())
+            file.parse::<PictureSource>()
+                .map_err(Failure::failed)
+                .and_then(|source| source.load())
         };
         match files.iter().map(load).collect::<Result<Vec<_>, _>>() {
             Ok(pictures) => {
@@ -114,14 +133,18 @@ impl<'a> Conversation<'a> {
         let watch = interrupt::watch();
         let mut display = Display::new(&watch, true);
         let options = super::generate_options(self.args);
-        let outcome = self.session.ask(question, self.pending.clone(), &options, &mut |event| {
-            display.on_event(event)
-        });
+        let outcome = self
+            .session
+            .ask(question, self.pending.clone(), &options, &mut |event| {
+                display.on_event(event)
+            });
         let answer = match outcome {
             Ok(answer) => answer,
             Err(error @ mini_gemini::Error::ContextOverflow { .. }) => {
                 drop(display);
-                Failure::from(error).hint("/reset starts a new conversation").print();
+                Failure::from(error)
+                    .hint("/reset starts a new conversation")
+                    .print();
                 return Ok(());
             }
             Err(error) => {
@@ -167,14 +190,18 @@ fn editor() -> Result<Editor<LineHelper, FileHistory>, Failure> {
         .bracketed_paste(true)
         .build();
     let mut editor = Editor::with_config(config).map_err(failure)?;
-    editor.set_helper(Some(LineHelper { files: FilenameCompleter::new() }));
+    editor.set_helper(Some(LineHelper {
+        files: FilenameCompleter::new(),
+    }));
     Ok(editor)
 }
 
 /// `mgm/history` in the user's state folder.
 fn history_file() -> Option<PathBuf> {
     let folder = |variable: &str| {
-        std::env::var_os(variable).map(PathBuf::from).filter(|path| path.is_absolute())
+        std::env::var_os(variable)
+            .map(PathBuf::from)
+            .filter(|path| path.is_absolute())
     };
     let state = if cfg!(windows) {
         folder("LOCALAPPDATA")?

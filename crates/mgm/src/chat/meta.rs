@@ -40,7 +40,9 @@ pub(super) fn parse(text: &str) -> Entry {
             text => Entry::Question(text.into()),
         };
     };
-    let (name, rest) = command.split_once(char::is_whitespace).unwrap_or((command, ""));
+    let (name, rest) = command
+        .split_once(char::is_whitespace)
+        .unwrap_or((command, ""));
     match name {
         "image" => Entry::Images(files(rest.trim())),
         "reset" => Entry::Reset,
@@ -66,7 +68,8 @@ fn files(text: &str) -> Vec<String> {
     while let Some(character) = characters.next() {
         match (character, quote) {
             ('\\', None | Some('"')) => {
-                word.get_or_insert_default().push(characters.next().unwrap_or('\\'));
+                word.get_or_insert_default()
+                    .push(characters.next().unwrap_or('\\'));
             }
             (mark, Some(open)) if mark == open => quote = None,
             ('"' | '\'', None) => {
@@ -94,19 +97,20 @@ mod tests {
         assert_eq!(parse(" /help "), Entry::Help);
         assert_eq!(parse("/exit"), Entry::Exit);
         assert_eq!(parse("/imgae"), Entry::Unknown("/imgae".into()));
-        assert_eq!(parse("/usr/bin is what?"), Entry::Question("/usr/bin is what?".into()));
+        assert_eq!(
+            parse("/usr/bin is what?"),
+            Entry::Question("/usr/bin is what?".into())
+        );
         assert_eq!(parse("/image"), Entry::Images(vec![]));
     }
 
     #[test]
     fn file_names_are_split_like_words_of_a_shell() {
         assert_eq!(files("a.png  b.png"), ["a.png", "b.png"]);
-        assert_eq!(files(r#""my cat.png" my\ dog.png 'a "b".png' "c\"d""#), [
-            "my cat.png",
-            "my dog.png",
-            "a \"b\".png",
-            "c\"d"
-        ]);
+        assert_eq!(
+            files(r#""my cat.png" my\ dog.png 'a "b".png' "c\"d""#),
+            ["my cat.png", "my dog.png", "a \"b\".png", "c\"d"]
+        );
         assert_eq!(files("\"open quote"), ["open quote"]);
     }
 }

@@ -24,9 +24,9 @@ pub(crate) fn run(args: ChatArgs, started: Instant) -> Result<(), Failure> {
     model::prepare(&args.model)?;
     match input::resolve(args.prompt.as_deref())? {
         Input::Once(prompt) => one_shot::run(&args, &prompt, started),
-        Input::Conversation if args.json => {
-            Err(Failure::usage("--json needs a PROMPT or piped input: it prints one answer"))
-        }
+        Input::Conversation if args.json => Err(Failure::usage(
+            "--json needs a PROMPT or piped input: it prints one answer",
+        )),
         Input::Conversation => interactive::run(&args),
     }
 }
@@ -36,8 +36,13 @@ fn generate_options(args: &ChatArgs) -> GenerateOptions {
     let defaults = GenerateOptions::default();
     let built_in = ModelSource::parse(&args.model.model) == ModelSource::BuiltIn;
     GenerateOptions {
-        temperature: args.temperature.unwrap_or(if built_in { 0.0 } else { USUAL_TEMPERATURE }),
-        top_k: args.top_k.map(std::num::NonZeroUsize::get).or(defaults.top_k),
+        temperature: args
+            .temperature
+            .unwrap_or(if built_in { 0.0 } else { USUAL_TEMPERATURE }),
+        top_k: args
+            .top_k
+            .map(std::num::NonZeroUsize::get)
+            .or(defaults.top_k),
         top_p: args.top_p.unwrap_or(defaults.top_p),
         max_new_tokens: args.max_new_tokens.get(),
         seed: args.seed,

@@ -42,17 +42,24 @@ struct JsonTimings {
 /// Answers `prompt`.
 pub(super) fn run(args: &ChatArgs, prompt: &str, started: Instant) -> Result<(), Failure> {
     // Pictures first: what is wrong with them is known before the model is loaded.
-    let pictures = args.images.iter().map(|image| image.load()).collect::<Result<Vec<_>, _>>()?;
+    let pictures = args
+        .images
+        .iter()
+        .map(|image| image.load())
+        .collect::<Result<Vec<_>, _>>()?;
     let load_started = Instant::now();
-    let model = model::load(&args.model, args.template.as_deref(), false)?;
+    let model = model::load(&args.model, args.template.as_deref())?;
     let loading = load_started.elapsed();
 
     let watch = interrupt::watch();
     let mut display = Display::new(&watch, !args.json);
     let mut session = model.session();
-    let answer = session.ask(prompt, pictures, &super::generate_options(args), &mut |event| {
-        display.on_event(event)
-    })?;
+    let answer = session.ask(
+        prompt,
+        pictures,
+        &super::generate_options(args),
+        &mut |event| display.on_event(event),
+    )?;
     display.finish()?;
     let first_text = display.first_text().map(|first| first - started);
     if args.json {
@@ -76,10 +83,15 @@ pub(super) fn run(args: &ChatArgs, prompt: &str, started: Instant) -> Result<(),
         })?;
     }
     if args.timings {
-        note!("{}", display::timing_line(&answer, first_text, Some(loading)));
+        note!(
+            "{}",
+            display::timing_line(&answer, first_text, Some(loading))
+        );
     }
     match answer.stop {
-        StopReason::Interrupted => Err(Failure::interrupted("interrupted: the answer is not complete")),
+        StopReason::Interrupted => Err(Failure::interrupted(
+            "interrupted: the answer is not complete",
+        )),
         StopReason::EndOfTurn | StopReason::Length => Ok(()),
     }
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 /// The root of the repository.
-pub fn root() -> PathBuf {
+pub(crate) fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("../..")
         .canonicalize()
@@ -14,29 +14,29 @@ pub fn root() -> PathBuf {
 }
 
 /// A photograph of `examples/`.
-pub fn example(name: &str) -> String {
+pub(crate) fn example(name: &str) -> String {
     root().join("examples").join(name).display().to_string()
 }
 
 /// What a finished run left.
 #[derive(Debug)]
-pub struct Run {
-    pub code: Option<i32>,
-    pub stdout: String,
-    pub stderr: String,
+pub(crate) struct Run {
+    pub(crate) code: Option<i32>,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
 }
 
 impl Run {
     /// Asserts success and returns stdout.
     #[track_caller]
-    pub fn ok(self) -> String {
+    pub(crate) fn ok(self) -> String {
         assert_eq!(self.code, Some(0), "{self:?}");
         self.stdout
     }
 
     /// Asserts a failure told as it should be: the exit code, nothing on stdout, one `error:` line holding every needle.
     #[track_caller]
-    pub fn fails(self, code: i32, needles: &[&str]) -> Self {
+    pub(crate) fn fails(self, code: i32, needles: &[&str]) -> Self {
         assert_eq!(self.code, Some(code), "{self:?}");
         assert_eq!(self.stdout, "", "{self:?}");
         let first = self.stderr.lines().next().unwrap_or_default();
@@ -54,7 +54,7 @@ impl Run {
 
     /// As [`Self::fails`] with code 1 and nothing but the error line, causes and a hint.
     #[track_caller]
-    pub fn fails_clearly(self, needles: &[&str]) -> Self {
+    pub(crate) fn fails_clearly(self, needles: &[&str]) -> Self {
         let run = self.fails(1, needles);
         for line in run.stderr.lines().skip(1) {
             assert!(
@@ -67,7 +67,7 @@ impl Run {
 }
 
 /// The program with these arguments, away from the repository, with nothing on stdin.
-pub fn command(arguments: &[&str]) -> Command {
+pub(crate) fn command(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_mgm"));
     command
         .args(arguments)
@@ -86,7 +86,7 @@ pub fn command(arguments: &[&str]) -> Command {
 }
 
 /// Runs to the end.
-pub fn finish(command: &mut Command) -> Run {
+pub(crate) fn finish(command: &mut Command) -> Run {
     let output = command.output().unwrap();
     Run {
         code: output.status.code(),
@@ -96,12 +96,12 @@ pub fn finish(command: &mut Command) -> Run {
 }
 
 /// Runs with these arguments.
-pub fn mgm(arguments: &[&str]) -> Run {
+pub(crate) fn mgm(arguments: &[&str]) -> Run {
     finish(&mut command(arguments))
 }
 
 /// Runs with `input` piped in.
-pub fn mgm_piped(arguments: &[&str], input: &[u8]) -> Run {
+pub(crate) fn mgm_piped(arguments: &[&str], input: &[u8]) -> Run {
     let mut child = command(arguments)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -122,7 +122,7 @@ pub fn mgm_piped(arguments: &[&str], input: &[u8]) -> Run {
 }
 
 /// A question whose answer goes on for as long as it is let.
-pub const ENDLESS: &[&str] = &[
+pub(crate) const ENDLESS: &[&str] = &[
     "chat",
     "--temperature",
     "3",
@@ -136,7 +136,7 @@ pub const ENDLESS: &[&str] = &[
 ];
 
 /// Starts with stdout and stderr as pipes.
-pub fn start(arguments: &[&str]) -> Child {
+pub(crate) fn start(arguments: &[&str]) -> Child {
     command(arguments)
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
