@@ -46,6 +46,6 @@ pub enum EvalError {
         /// The record.
         id: String,
         /// The model's reason.
-        source: mini_gemini::Error,
+        source: Box<mini_gemini::Error>,
     },
 }

@@ -60,7 +60,7 @@ impl<'model> ModelAnswerer<'model> {
             .and_then(|prepared| self.model.tower_features(&prepared))
             .map_err(|source| EvalError::Model {
                 id: id.into(),
-                source,
+                source: Box::new(source),
             })?;
         if self.without_high_res {
             features.high_res.clear();
@@ -194,7 +194,7 @@ impl Answerer for ModelAnswerer<'_> {
         self.generate(&record.question, picture.is_some(), stop)
             .map_err(|source| EvalError::Model {
                 id: record.id.clone(),
-                source,
+                source: Box::new(source),
             })
     }
 }
