@@ -28,6 +28,7 @@ pub(crate) fn run(command: ModelsCommand) -> Result<(), Failure> {
 
 fn list() -> Result<(), Failure> {
     let directory = ModelSource::BuiltIn.directory()?;
+    let directory = directory.canonicalize().unwrap_or(directory);
     let size = files(&directory)?.iter().map(|(_, size)| size).sum();
     stdout::write(format!(
         "{BUILT_IN_NAME}  {}  {}\n",
