@@ -33,6 +33,8 @@ pub mod depthwise;
 pub mod elementwise;
 pub mod gemm;
 pub mod level;
+pub mod mapped;
+pub mod process;
 pub mod quant;
 
 mod buffer;

@@ -34,8 +34,14 @@ use clap::Parser;
 use crate::cli::{Cli, Command};
 use crate::failure::Failure;
 
+/// Layers allocate and free buffers of megabytes all the time; the system's allocator gives each back to the kernel and faults it in again.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     let started = Instant::now();
+    // Our kernels have their own pool. candle's second one spins while it waits, which on few cores takes them from ours.
+    mgm_kernels::process::set_default_variable("CANDLE_NUM_THREADS", "1");
     let command = match Cli::try_parse() {
         Ok(cli) => cli.command,
         Err(error) => {

@@ -14,14 +14,16 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .map(|path| mgm_image::open(path, &mgm_image::Limits::default()))
         .collect::<Result<Vec<_>, _>>()?;
     let options = GenerateOptions::default();
-    let answer = model.session().ask(&question, pictures, &options, &mut |event| {
-        if let Event::Text(piece) = event {
-            print!("{piece}");
-            // A failed flush only delays the text.
-            let _ = std::io::stdout().flush();
-        }
-        Control::Continue
-    })?;
+    let answer = model
+        .session()
+        .ask(&question, pictures, &options, &mut |event| {
+            if let Event::Text(piece) = event {
+                print!("{piece}");
+                // A failed flush only delays the text.
+                let _ = std::io::stdout().flush();
+            }
+            Control::Continue
+        })?;
     println!("\n{} tokens, {:?}", answer.new_tokens, answer.timings);
     Ok(())
 }

@@ -167,9 +167,14 @@ impl ModelConfig {
     /// # Errors
     /// When the file cannot be read or a key has the wrong type; the message names file and key.
     pub fn read(path: &Path) -> Result<Self> {
-        let bytes = std::fs::read(path).map_err(|source| Error::Io { path: path.into(), source })?;
-        serde_json::from_slice(&bytes)
-            .map_err(|error| Error::Config { file: path.into(), message: error.to_string() })
+        let bytes = std::fs::read(path).map_err(|source| Error::Io {
+            path: path.into(),
+            source,
+        })?;
+        serde_json::from_slice(&bytes).map_err(|error| Error::Config {
+            file: path.into(),
+            message: error.to_string(),
+        })
     }
 
     /// The language-model family.
@@ -200,7 +205,10 @@ impl ModelConfig {
     /// When sizes contradict each other.
     pub fn decoder(&self, file: &Path) -> Result<DecoderConfig> {
         let family = self.family();
-        let bad = |message: String| Error::Config { file: file.into(), message };
+        let bad = |message: String| Error::Config {
+            file: file.into(),
+            message,
+        };
         let heads = self.num_attention_heads;
         let kv_heads = self.num_key_value_heads.unwrap_or(heads);
         if heads == 0 || kv_heads == 0 || !heads.is_multiple_of(kv_heads) {
@@ -220,11 +228,17 @@ impl ModelConfig {
             }
         };
         if head_dim == 0 || !head_dim.is_multiple_of(2) {
-            return Err(bad(format!("head size {head_dim}: expected an even number")));
+            return Err(bad(format!(
+                "head size {head_dim}: expected an even number"
+            )));
         }
         let rope_theta = self
             .rope_theta
-            .or_else(|| self.rope_parameters.as_ref().and_then(|parameters| parameters.rope_theta))
+            .or_else(|| {
+                self.rope_parameters
+                    .as_ref()
+                    .and_then(|parameters| parameters.rope_theta)
+            })
             .unwrap_or(1e4);
         Ok(DecoderConfig {
             hidden_size: self.hidden_size,

@@ -24,10 +24,10 @@ struct NormedProjection {
 impl NormedProjection {
     fn load(weights: &WeightSource, input: usize, output: usize) -> Result<Self> {
         Ok(Self {
-            gamma: weights.tensor("0.weight", &[input])?,
-            beta: weights.tensor("0.bias", &[input])?,
-            weight: weights.tensor("1.weight", &[output, input])?,
-            bias: weights.tensor("1.bias", &[output])?,
+            gamma: weights.tensor("0.weight", [input])?,
+            beta: weights.tensor("0.bias", [input])?,
+            weight: weights.tensor("1.weight", [output, input])?,
+            bias: weights.tensor("1.bias", [output])?,
         })
     }
 }
@@ -50,8 +50,8 @@ impl Mining {
     pub fn load(weights: &WeightSource, width: usize, channels: usize) -> Result<Self> {
         let query = weights.pp("vlm_uni_query_projector");
         Ok(Self {
-            query_gamma: query.tensor("0.weight", &[width])?,
-            query_beta: query.tensor("0.bias", &[width])?,
+            query_gamma: query.tensor("0.weight", [width])?,
+            query_beta: query.tensor("0.bias", [width])?,
             query: query.linear("1", width, width, Bias::Yes)?,
             key: NormedProjection::load(&weights.pp("vlm_uni_aux_projector"), channels, width)?,
             value: NormedProjection::load(&weights.pp("vlm_uni_val_projector"), channels, width)?,
@@ -71,7 +71,10 @@ impl Mining {
     pub fn forward(&self, low_res: &Tensor, cells: &RegionCells) -> Result<Tensor> {
         let queries = self.queries(low_res)?;
         let scale = 1.0 / (self.width as f64).sqrt();
-        let folded = (queries.matmul(&self.key.weight)?.broadcast_mul(&self.key.gamma)? * scale)?;
+        let folded = (queries
+            .matmul(&self.key.weight)?
+            .broadcast_mul(&self.key.gamma)?
+            * scale)?;
         // The same for all cells of a region, so softmax does not see it; kept because it is part of the score.
         let key_constant = (self
             .key
@@ -84,7 +87,11 @@ impl Mining {
         let values = mined
             .broadcast_mul(&self.value.gamma)?
             .broadcast_add(&self.value.beta)?;
-        Ok(ops::linear_bias(&values, &self.value.weight, &self.value.bias)?)
+        Ok(ops::linear_bias(
+            &values,
+            &self.value.weight,
+            &self.value.bias,
+        )?)
     }
 
     /// The attention weights `[queries, cells]` of [`Self::forward`]: which of its cells each query mined.
@@ -94,7 +101,10 @@ impl Mining {
     pub fn attention_weights(&self, low_res: &Tensor, cells: &RegionCells) -> Result<Tensor> {
         let queries = self.queries(low_res)?;
         let scale = 1.0 / (self.width as f64).sqrt();
-        let folded = (queries.matmul(&self.key.weight)?.broadcast_mul(&self.key.gamma)? * scale)?;
+        let folded = (queries
+            .matmul(&self.key.weight)?
+            .broadcast_mul(&self.key.gamma)?
+            * scale)?;
         let constant = folded.zeros_like()?.sum(D::Minus1)?;
         Ok(ops::region_attention_weights(&folded, &constant, cells)?)
     }
@@ -122,14 +132,15 @@ impl Mining {
             .reshape((count * region * region, channels))?;
         let project = |projection: &NormedProjection| -> Result<Tensor> {
             let normed = ops::layer_norm(&cells, &projection.gamma, &projection.beta, NORM_EPS)?;
-            let projected =
-                ops::linear_bias(&normed, &projection.weight, &projection.bias)?;
+            let projected = ops::linear_bias(&normed, &projection.weight, &projection.bias)?;
             Ok(projected.reshape((count, region * region, self.width))?)
         };
         let queries = self.queries(low_res)?.unsqueeze(1)?;
         let keys = (project(&self.key)? / (self.width as f64).sqrt())?;
         let scores = queries.matmul(&keys.transpose(1, 2)?.contiguous()?)?;
-        let exponentials = scores.broadcast_sub(&scores.max_keepdim(D::Minus1)?.detach())?.exp()?;
+        let exponentials = scores
+            .broadcast_sub(&scores.max_keepdim(D::Minus1)?.detach())?
+            .exp()?;
         let weights = exponentials.broadcast_div(&exponentials.sum_keepdim(D::Minus1)?)?;
         Ok(weights.matmul(&project(&self.value)?)?.squeeze(1)?)
     }

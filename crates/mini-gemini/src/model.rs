@@ -36,8 +36,15 @@ pub struct LoadOptions {
 }
 
 /// Low-rank adapter targets: every linear layer of the decoder. A CLIP tower has layers of the same names; they are left alone.
-pub const LORA_TARGETS: [&str; 7] =
-    ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
+pub const LORA_TARGETS: [&str; 7] = [
+    "q_proj",
+    "k_proj",
+    "v_proj",
+    "o_proj",
+    "gate_proj",
+    "up_proj",
+    "down_proj",
+];
 
 /// A loaded Mini-Gemini model.
 pub struct MiniGemini {
@@ -201,7 +208,10 @@ impl MiniGemini {
     /// # Errors
     /// When the model has no vision tower.
     pub fn prepare(&self, image: &RgbImage) -> Result<PreparedImage> {
-        Ok(mgm_image::prepare(image, self.require_vision()?.preprocess())?)
+        Ok(mgm_image::prepare(
+            image,
+            self.require_vision()?.preprocess(),
+        )?)
     }
 
     /// Runs both frozen towers on a prepared picture.
@@ -232,7 +242,10 @@ impl MiniGemini {
     pub fn splice(&self, ids: &[i64], images: &[Tensor]) -> Result<Tensor> {
         let placeholders = ids.iter().filter(|id| **id == IMAGE_TOKEN).count();
         if placeholders != images.len() {
-            return Err(Error::PlaceholderCount { placeholders, images: images.len() });
+            return Err(Error::PlaceholderCount {
+                placeholders,
+                images: images.len(),
+            });
         }
         let mut parts = Vec::new();
         let mut images = images.iter();
@@ -264,7 +277,10 @@ fn existing(directory: &Path, file: &str) -> Result<PathBuf> {
     if path.is_file() {
         Ok(path)
     } else {
-        Err(Error::MissingFile { directory: directory.into(), file: file.into() })
+        Err(Error::MissingFile {
+            directory: directory.into(),
+            file: file.into(),
+        })
     }
 }
 
@@ -285,15 +301,15 @@ pub fn lora_config(config: &ModelConfig) -> Option<LoraConfig> {
     config.lora.as_ref().map(|lora| LoraConfig {
         rank: lora.rank,
         alpha: lora.alpha,
-        targets: LORA_TARGETS.iter().map(|target| target.to_string()).collect(),
+        targets: LORA_TARGETS
+            .iter()
+            .map(|target| target.to_string())
+            .collect(),
         seed: 0,
     })
 }
 
-fn weight_source(
-    directory: &Path,
-    config: &ModelConfig,
-) -> Result<WeightSource> {
+fn weight_source(directory: &Path, config: &ModelConfig) -> Result<WeightSource> {
     let Some(files) = &config.weight_files else {
         return Ok(WeightSource::from_directory(directory)?);
     };

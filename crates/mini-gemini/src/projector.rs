@@ -25,9 +25,12 @@ impl Projector {
             .and_then(|depth| depth.parse::<usize>().ok());
         match (kind, depth) {
             ("identity", _) => Ok(Self::Identity),
-            ("linear", _) => {
-                Ok(Self::Layers(vec![weights.linear("mm_projector", input, hidden, Bias::Yes)?]))
-            }
+            ("linear", _) => Ok(Self::Layers(vec![weights.linear(
+                "mm_projector",
+                input,
+                hidden,
+                Bias::Yes,
+            )?])),
             (_, Some(depth)) if depth > 0 => {
                 let weights = weights.pp("mm_projector");
                 let layers = (0..depth)

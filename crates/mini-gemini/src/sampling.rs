@@ -22,7 +22,13 @@ pub struct GenerateOptions {
 
 impl Default for GenerateOptions {
     fn default() -> Self {
-        Self { temperature: 0.0, top_k: Some(50), top_p: 1.0, max_new_tokens: 512, seed: None }
+        Self {
+            temperature: 0.0,
+            top_k: Some(50),
+            top_p: 1.0,
+            max_new_tokens: 512,
+            seed: None,
+        }
     }
 }
 
@@ -32,12 +38,26 @@ impl GenerateOptions {
     /// # Errors
     /// Names the first option out of range.
     pub fn check(&self) -> Result<()> {
-        let refuse = |name, value: String, expected| Err(Error::Option { name, value, expected });
+        let refuse = |name, value: String, expected| {
+            Err(Error::Option {
+                name,
+                value,
+                expected,
+            })
+        };
         if !self.temperature.is_finite() || self.temperature < 0.0 {
-            return refuse("temperature", self.temperature.to_string(), "a number of 0 or more");
+            return refuse(
+                "temperature",
+                self.temperature.to_string(),
+                "a number of 0 or more",
+            );
         }
         if !(self.top_p > 0.0 && self.top_p <= 1.0) {
-            return refuse("top-p", self.top_p.to_string(), "a number above 0 and at most 1");
+            return refuse(
+                "top-p",
+                self.top_p.to_string(),
+                "a number above 0 and at most 1",
+            );
         }
         if self.top_k == Some(0) {
             return refuse("top-k", "0".into(), "1 or more");
@@ -157,22 +177,43 @@ mod tests {
     #[test]
     fn seed_repeats_and_top_k_top_p_bound_the_choice() {
         let logits = [1.0, 2.0, 3.0, 0.0, -1.0];
-        let options = GenerateOptions { temperature: 1.0, seed: Some(7), ..Default::default() };
+        let options = GenerateOptions {
+            temperature: 1.0,
+            seed: Some(7),
+            ..Default::default()
+        };
         assert_eq!(draw(&options, &logits, 50), draw(&options, &logits, 50));
-        let top_two = GenerateOptions { top_k: Some(2), ..options.clone() };
-        assert!(draw(&top_two, &logits, 200).iter().all(|id| [1, 2].contains(id)));
-        let nucleus = GenerateOptions { top_p: 0.5, ..options };
+        let top_two = GenerateOptions {
+            top_k: Some(2),
+            ..options.clone()
+        };
+        assert!(
+            draw(&top_two, &logits, 200)
+                .iter()
+                .all(|id| [1, 2].contains(id))
+        );
+        let nucleus = GenerateOptions {
+            top_p: 0.5,
+            ..options
+        };
         assert!(draw(&nucleus, &logits, 200).iter().all(|id| *id == 2));
     }
 
     #[test]
     fn frequencies_follow_the_softmax() {
         let logits = [0.0f32, 2f32.ln(), 3f32.ln()];
-        let options = GenerateOptions { temperature: 1.0, seed: Some(1), ..Default::default() };
+        let options = GenerateOptions {
+            temperature: 1.0,
+            seed: Some(1),
+            ..Default::default()
+        };
         let drawn = draw(&options, &logits, 12_000);
         for (id, share) in [(0, 1.0 / 6.0), (1, 2.0 / 6.0), (2, 3.0 / 6.0)] {
             let found = drawn.iter().filter(|drawn| **drawn == id).count() as f64 / 12_000.0;
-            assert!((found - share).abs() < 0.02, "token {id}: {found} instead of {share}");
+            assert!(
+                (found - share).abs() < 0.02,
+                "token {id}: {found} instead of {share}"
+            );
         }
     }
 }

@@ -140,7 +140,10 @@ impl<'a> Session<'a> {
     /// Sets the system message in place of the template's own; forgets the conversation.
     pub fn set_system(&mut self, text: &str) {
         self.reset();
-        self.messages.push(Message { role: Role::System, text: Some(text.into()) });
+        self.messages.push(Message {
+            role: Role::System,
+            text: Some(text.into()),
+        });
     }
 
     /// Asks about the pictures given (shown before the text unless it places `<image>` itself) and all earlier ones.
@@ -176,8 +179,13 @@ impl<'a> Session<'a> {
         self.messages.truncate(turns);
         self.images.truncate(pictures);
         // Positions of the removed pictures must not be taken for those of later ones.
-        let removed = |slot: &Slot| matches!(slot, Slot::Visual { image, .. } if *image >= pictures);
-        let keep = self.cached.iter().position(removed).unwrap_or(self.cached.len());
+        let removed =
+            |slot: &Slot| matches!(slot, Slot::Visual { image, .. } if *image >= pictures);
+        let keep = self
+            .cached
+            .iter()
+            .position(removed)
+            .unwrap_or(self.cached.len());
         self.cached.truncate(keep);
         self.cache.truncate(keep);
     }
@@ -192,7 +200,10 @@ impl<'a> Session<'a> {
         let mut timings = Timings::default();
         let start = Instant::now();
         for (index, image) in images.iter().enumerate() {
-            on_event(Event::EncodingImage { index, total: images.len() });
+            on_event(Event::EncodingImage {
+                index,
+                total: images.len(),
+            });
             let features = self.model.tower_features(&self.model.prepare(image)?)?;
             self.images.push(self.model.visual_tokens(&features)?);
         }
@@ -201,17 +212,30 @@ impl<'a> Session<'a> {
         }
         timings.encode = start.elapsed();
 
-        self.messages.push(Message { role: Role::User, text: Some(content) });
+        self.messages.push(Message {
+            role: Role::User,
+            text: Some(content),
+        });
         let start = Instant::now();
         let mut turns = self.messages.clone();
-        turns.push(Message { role: Role::Assistant, text: None });
+        turns.push(Message {
+            role: Role::Assistant,
+            text: None,
+        });
         let prompt = protocol::number_images(&self.template.render(&turns));
         let ids = mgm_text::encode_with_images(self.model.tokenizer(), &prompt)?;
         let slots = self.slots(&ids)?;
-        let visual = slots.iter().filter(|slot| matches!(slot, Slot::Visual { .. })).count();
+        let visual = slots
+            .iter()
+            .filter(|slot| matches!(slot, Slot::Visual { .. }))
+            .count();
         let limit = self.model.context_limit();
         if slots.len() >= limit {
-            return Err(Error::ContextOverflow { text: slots.len() - visual, visual, limit });
+            return Err(Error::ContextOverflow {
+                text: slots.len() - visual,
+                visual,
+                limit,
+            });
         }
 
         let known = self.reuse(&slots);
@@ -240,7 +264,10 @@ impl<'a> Session<'a> {
     fn slots(&self, ids: &[i64]) -> Result<Vec<Slot>> {
         let placeholders = ids.iter().filter(|id| **id == IMAGE_TOKEN).count();
         if placeholders != self.images.len() {
-            return Err(Error::PlaceholderCount { placeholders, images: self.images.len() });
+            return Err(Error::PlaceholderCount {
+                placeholders,
+                images: self.images.len(),
+            });
         }
         let mut slots = Vec::with_capacity(ids.len());
         let mut image = 0;
@@ -260,7 +287,11 @@ impl<'a> Session<'a> {
 
     /// Cuts the cache to the longest common prefix with `slots` and returns its length; at least one position stays to be read.
     fn reuse(&mut self, slots: &[Slot]) -> usize {
-        let common = self.cached.iter().zip(slots).take_while(|(held, wanted)| held == wanted);
+        let common = self
+            .cached
+            .iter()
+            .zip(slots)
+            .take_while(|(held, wanted)| held == wanted);
         let known = common.count().min(slots.len().saturating_sub(1));
         self.cached.truncate(known);
         self.cache.truncate(known);
@@ -281,8 +312,7 @@ impl<'a> Session<'a> {
             }
             last = Some(self.read(block)?);
         }
-        let hidden =
-            last.ok_or_else(|| Error::Input("the prompt is empty".into()))?;
+        let hidden = last.ok_or_else(|| Error::Input("the prompt is empty".into()))?;
         let rows = hidden.dim(0)?;
         self.logits(&hidden.narrow(0, rows - 1, 1)?).map(Some)
     }
@@ -296,8 +326,12 @@ impl<'a> Session<'a> {
             let run = rest.iter().take_while(|slot| slot.joins(first)).count();
             let (run, after) = rest.split_at(run);
             parts.push(match first {
-                Slot::Text(_) => decoder.embed(&run.iter().filter_map(Slot::text).collect::<Vec<_>>())?,
-                Slot::Visual { image, token } => self.images[*image].narrow(0, *token, run.len())?,
+                Slot::Text(_) => {
+                    decoder.embed(&run.iter().filter_map(Slot::text).collect::<Vec<_>>())?
+                }
+                Slot::Visual { image, token } => {
+                    self.images[*image].narrow(0, *token, run.len())?
+                }
             });
             rest = after;
         }
@@ -309,7 +343,12 @@ impl<'a> Session<'a> {
     }
 
     fn logits(&self, hidden: &Tensor) -> Result<Vec<f32>> {
-        Ok(self.model.decoder().logits(hidden)?.flatten_all()?.to_vec1()?)
+        Ok(self
+            .model
+            .decoder()
+            .logits(hidden)?
+            .flatten_all()?
+            .to_vec1()?)
     }
 
     fn generate(
@@ -323,7 +362,12 @@ impl<'a> Session<'a> {
         let mut sampler = Sampler::new(options);
         let mut stream = self.model.tokenizer().stream();
         // Decoding may go on past the training limit as far as positions are defined (spec: pitfalls A17).
-        let end = self.model.config().max_position_embeddings.unwrap_or(limit).max(limit);
+        let end = self
+            .model
+            .config()
+            .max_position_embeddings
+            .unwrap_or(limit)
+            .max(limit);
         loop {
             let id = sampler.next(&logits);
             answer.new_tokens += 1;
@@ -376,7 +420,10 @@ fn place_images(text: &str, images: usize) -> Result<String> {
     match protocol::count_placeholders(text) {
         placed if placed == images => Ok(text.to_string()),
         0 => Ok(protocol::place_images(text, images)),
-        placeholders => Err(Error::PlaceholderCount { placeholders, images }),
+        placeholders => Err(Error::PlaceholderCount {
+            placeholders,
+            images,
+        }),
     }
 }
 
@@ -387,8 +434,14 @@ mod tests {
     #[test]
     fn pictures_come_first_unless_placed() {
         assert_eq!(place_images("What?", 0).expect("text only"), "What?");
-        assert_eq!(place_images("What?", 2).expect("two"), "<image>\n<image>\nWhat?");
-        assert_eq!(place_images("a <image> b", 1).expect("placed"), "a <image> b");
+        assert_eq!(
+            place_images("What?", 2).expect("two"),
+            "<image>\n<image>\nWhat?"
+        );
+        assert_eq!(
+            place_images("a <image> b", 1).expect("placed"),
+            "a <image> b"
+        );
         assert!(place_images("a <image> b", 2).is_err());
     }
 }

@@ -38,7 +38,10 @@ impl ModelSource {
             Self::Path(path) => return Err(Error::ModelNotFound { path: path.clone() }),
         };
         if !directory.join("config.json").is_file() {
-            return Err(Error::MissingFile { directory, file: "config.json".into() });
+            return Err(Error::MissingFile {
+                directory,
+                file: "config.json".into(),
+            });
         }
         Ok(directory)
     }
@@ -60,7 +63,10 @@ fn built_in_directory() -> Result<PathBuf> {
         let source_tree = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models");
         candidates.push(source_tree.join(BUILT_IN_NAME));
     }
-    match candidates.iter().find(|candidate| candidate.join("config.json").is_file()) {
+    match candidates
+        .iter()
+        .find(|candidate| candidate.join("config.json").is_file())
+    {
         Some(found) => Ok(found.clone()),
         None => Err(Error::BuiltInNotFound {
             searched: candidates

@@ -1,7 +1,6 @@
 //! The training loss over a micro batch (spec: training §4).
 
-use candle_core::{DType, Tensor};
-use mgm_nn::ops;
+use candle_core::Tensor;
 use mgm_text::IMAGE_TOKEN;
 
 use crate::decoder::Context;
@@ -71,14 +70,17 @@ impl MiniGemini {
         }
         if targets.is_empty() {
             return Err(Error::Input(
-                "no position of the micro batch is supervised: all labels are ignored or cut off".into(),
+                "no position of the micro batch is supervised: all labels are ignored or cut off"
+                    .into(),
             ));
         }
         let embeddings = Tensor::cat(&embeddings, 0)?;
-        let hidden = self.decoder().hidden(&embeddings, &mut Context::Sequences(&lengths))?;
+        let hidden = self
+            .decoder()
+            .hidden(&embeddings, &mut Context::Sequences(&lengths))?;
         let count = rows.len();
         let rows = Tensor::from_vec(rows, count, hidden.device())?;
-        let logits = self.decoder().logits(&hidden.index_select(&rows, 0)?)?.to_dtype(DType::F32)?;
-        Ok(ops::cross_entropy(&logits, &targets)?)
+        self.decoder()
+            .loss(&hidden.index_select(&rows, 0)?, &targets)
     }
 }

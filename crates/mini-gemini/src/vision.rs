@@ -122,7 +122,14 @@ impl Vision {
                 _ => Aspect::Pad,
             },
         };
-        Ok(Some(Self { low_res, high_res, projector, preprocess, grid, global }))
+        Ok(Some(Self {
+            low_res,
+            high_res,
+            projector,
+            preprocess,
+            grid,
+            global,
+        }))
     }
 
     /// How pictures must be prepared.
@@ -148,7 +155,11 @@ impl Vision {
         let high_res = match &self.high_res {
             Some((tower, _)) => {
                 let side = image.high_res_size as usize;
-                tower.encode(&Tensor::from_slice(&image.high_res, (3, side, side), &device)?)?
+                tower.encode(&Tensor::from_slice(
+                    &image.high_res,
+                    (3, side, side),
+                    &device,
+                )?)?
             }
             None => Vec::new(),
         };
@@ -170,7 +181,13 @@ impl Vision {
         let window = if view == self.grid * self.grid {
             // The overview mines the map pooled by two: bilinear at scale 1/2 is an exact 2×2 mean.
             let rows = side / self.grid;
-            CellWindow { top: 0, left: 0, rows, columns: rows, pool: self.grid }
+            CellWindow {
+                top: 0,
+                left: 0,
+                rows,
+                columns: rows,
+                pool: self.grid,
+            }
         } else {
             let crop = side / self.grid;
             CellWindow {
@@ -197,7 +214,9 @@ impl Vision {
             return Ok(None);
         }
         let low_res = features.low_res.get(view)?;
-        Ok(Some(mining.forward(&low_res, &self.cells(features, view)?)?))
+        Ok(Some(
+            mining.forward(&low_res, &self.cells(features, view)?)?,
+        ))
     }
 
     /// Attention `[patches, cells per region]` of one view over its regions: what each patch mined.
@@ -206,7 +225,9 @@ impl Vision {
     /// When the model has one tower or the features are those of another model.
     pub fn mining_attention(&self, features: &TowerFeatures, view: usize) -> Result<Tensor> {
         let Some((_, mining)) = &self.high_res else {
-            return Err(Error::Input("this model has no high-resolution tower".into()));
+            return Err(Error::Input(
+                "this model has no high-resolution tower".into(),
+            ));
         };
         mining.attention_weights(&features.low_res.get(view)?, &self.cells(features, view)?)
     }

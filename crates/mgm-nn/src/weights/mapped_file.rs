@@ -4,8 +4,6 @@ use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
-use memmap2::Mmap;
-
 use crate::{Error, Result};
 
 /// A whole file as bytes, shared by everything that reads from it.
@@ -28,15 +26,5 @@ pub(crate) fn map(path: &Path) -> Result<MappedFile> {
             "expected a file, found a directory or device",
         ));
     }
-    if metadata.len() == 0 {
-        return Ok(Arc::new(Vec::new()));
-    }
-    // The one place outside the kernels that needs it: there is no safe way to map a file, because another process could
-    // change it meanwhile.
-    // SAFETY: the map is read-only and only ever read as bytes, any value of which is valid; `save_safetensors` replaces
-    // files by renaming, so this program never changes one that is mapped. A foreign process that truncates a file in use
-    // ends this one with SIGBUS, which no program that maps its weights can prevent.
-    #[allow(unsafe_code)]
-    let map = unsafe { Mmap::map(&file) }.map_err(failed("mapping"))?;
-    Ok(Arc::new(map))
+    mgm_kernels::mapped::map(&file).map_err(failed("mapping"))
 }

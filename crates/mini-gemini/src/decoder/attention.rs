@@ -44,15 +44,28 @@ impl Attention {
         context: &mut Context,
     ) -> Result<Tensor> {
         let (rows, _) = input.dims2()?;
-        let query = self.query.forward(input)?.reshape((rows, self.heads, self.head_dim))?;
-        let key = self.key.forward(input)?.reshape((rows, self.kv_heads, self.head_dim))?;
-        let value = self.value.forward(input)?.reshape((rows, self.kv_heads, self.head_dim))?;
+        let query = self
+            .query
+            .forward(input)?
+            .reshape((rows, self.heads, self.head_dim))?;
+        let key = self
+            .key
+            .forward(input)?
+            .reshape((rows, self.kv_heads, self.head_dim))?;
+        let value = self
+            .value
+            .forward(input)?
+            .reshape((rows, self.kv_heads, self.head_dim))?;
         let query = ops::rope(&query, rope, positions, RopeStyle::Half)?;
         let key = ops::rope(&key, rope, positions, RopeStyle::Half)?;
         let scale = 1.0 / (self.head_dim as f32).sqrt();
         let attended = match context {
             Context::Sequences(_) => {
-                let spec = AttentionSpec { scale, causal: true, segments: lengths.to_vec() };
+                let spec = AttentionSpec {
+                    scale,
+                    causal: true,
+                    segments: lengths.to_vec(),
+                };
                 ops::attention(&query, &key, &value, &spec)?
             }
             Context::Cached(caches) => {
@@ -63,7 +76,9 @@ impl Attention {
                     let new_values = value.narrow(0, start, *length)?;
                     let (keys, values, key_len) = cache.append(layer, &new_keys, &new_values)?;
                     let queries = query.narrow(0, start, *length)?;
-                    parts.push(ops::cached_attention(&queries, keys, values, key_len, scale)?);
+                    parts.push(ops::cached_attention(
+                        &queries, keys, values, key_len, scale,
+                    )?);
                     start += length;
                 }
                 match parts.len() {
@@ -72,6 +87,8 @@ impl Attention {
                 }
             }
         };
-        Ok(self.output.forward(&attended.reshape((rows, self.heads * self.head_dim))?)?)
+        Ok(self
+            .output
+            .forward(&attended.reshape((rows, self.heads * self.head_dim))?)?)
     }
 }

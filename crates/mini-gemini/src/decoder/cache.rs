@@ -76,16 +76,22 @@ impl KvCache {
             if let Some(held) = &self.layers[layer]
                 && self.len > 0
             {
-                grown.keys.slice_set(&held.keys.narrow(1, 0, self.len)?.contiguous()?, 1, 0)?;
-                grown.values.slice_set(&held.values.narrow(1, 0, self.len)?.contiguous()?, 1, 0)?;
+                grown
+                    .keys
+                    .slice_set(&held.keys.narrow(1, 0, self.len)?.contiguous()?, 1, 0)?;
+                grown
+                    .values
+                    .slice_set(&held.values.narrow(1, 0, self.len)?.contiguous()?, 1, 0)?;
             }
             self.layers[layer] = Some(grown);
         }
         let held = self.layers[layer].as_ref().ok_or_else(|| {
             crate::error::Error::Input(format!("cache layer {layer} was not allocated"))
         })?;
-        held.keys.slice_set(&keys.transpose(0, 1)?.contiguous()?, 1, self.len)?;
-        held.values.slice_set(&values.transpose(0, 1)?.contiguous()?, 1, self.len)?;
+        held.keys
+            .slice_set(&keys.transpose(0, 1)?.contiguous()?, 1, self.len)?;
+        held.values
+            .slice_set(&values.transpose(0, 1)?.contiguous()?, 1, self.len)?;
         Ok((&held.keys, &held.values, needed))
     }
 

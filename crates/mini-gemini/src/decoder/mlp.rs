@@ -20,9 +20,11 @@ impl FeedForward {
                 &layer.pp("mlp"),
                 ["gate_proj", "up_proj", "down_proj"],
             )?))),
-            Some(experts) => {
-                Ok(Self::Experts(Experts::load(config, experts, &layer.pp("block_sparse_moe"))?))
-            }
+            Some(experts) => Ok(Self::Experts(Experts::load(
+                config,
+                experts,
+                &layer.pp("block_sparse_moe"),
+            )?)),
         }
     }
 
@@ -85,7 +87,11 @@ impl Experts {
             .map(|expert| GatedMlp::load(config, &source.pp(expert), ["w1", "w3", "w2"]))
             .collect::<Result<Vec<_>>>()?;
         let router = weights.linear("gate", config.hidden_size, sizes.count, Bias::No)?;
-        Ok(Self { router, experts, per_token: sizes.per_token })
+        Ok(Self {
+            router,
+            experts,
+            per_token: sizes.per_token,
+        })
     }
 
     fn forward(&self, input: &Tensor) -> Result<Tensor> {
@@ -95,7 +101,9 @@ impl Experts {
         let (chosen, owners) = self.choose(&probabilities.to_vec2::<f32>()?);
         let chosen = Tensor::from_vec(chosen, (rows, self.per_token), input.device())?;
         let weights = probabilities.gather(&chosen, 1)?;
-        let weights = weights.broadcast_div(&weights.sum_keepdim(D::Minus1)?)?.flatten_all()?;
+        let weights = weights
+            .broadcast_div(&weights.sum_keepdim(D::Minus1)?)?
+            .flatten_all()?;
         let mut output = input.zeros_like()?;
         for (expert, owner) in self.experts.iter().zip(owners) {
             if owner.rows.is_empty() {

@@ -105,21 +105,20 @@ impl Decoder {
     /// When a tensor is missing or has another shape than `config` says.
     pub fn load(config: DecoderConfig, weights: &WeightSource) -> Result<Self> {
         let model = weights.pp("model");
-        let embedding =
-            model.embedding("embed_tokens", config.vocab_size, config.hidden_size)?;
+        let embedding = model.embedding("embed_tokens", config.vocab_size, config.hidden_size)?;
         let layer_source = model.pp("layers");
         let mut layers = Vec::with_capacity(config.layers);
         for index in 0..config.layers {
             let source = layer_source.pp(index);
             layers.push(Layer {
-                input_norm: source.tensor("input_layernorm.weight", &[config.hidden_size])?,
+                input_norm: source.tensor("input_layernorm.weight", [config.hidden_size])?,
                 attention: Attention::load(&config, &source.pp("self_attn"))?,
                 post_attention_norm: source
-                    .tensor("post_attention_layernorm.weight", &[config.hidden_size])?,
+                    .tensor("post_attention_layernorm.weight", [config.hidden_size])?,
                 feed_forward: FeedForward::load(&config, &source)?,
             });
         }
-        let norm = model.tensor("norm.weight", &[config.hidden_size])?;
+        let norm = model.tensor("norm.weight", [config.hidden_size])?;
         // A tied head is the embedding, also when a copy of it was stored (spec: pitfalls A14).
         let head = if config.tied_head || !weights.contains("lm_head.weight") {
             embedding.as_linear()?
@@ -127,7 +126,15 @@ impl Decoder {
             weights.linear("lm_head", config.hidden_size, config.vocab_size, Bias::No)?
         };
         let rope = RopeTable::new(config.head_dim, config.rope_theta, FIRST_POSITIONS);
-        Ok(Self { embedding, layers, norm, head, rope, device: weights.device().clone(), config })
+        Ok(Self {
+            embedding,
+            layers,
+            norm,
+            head,
+            rope,
+            device: weights.device().clone(),
+            config,
+        })
     }
 
     /// Hyper-parameters.
@@ -150,7 +157,10 @@ impl Decoder {
     /// # Errors
     /// When an id lies outside the vocabulary.
     pub fn embed(&self, ids: &[u32]) -> Result<Tensor> {
-        if let Some(id) = ids.iter().find(|id| **id as usize >= self.config.vocab_size) {
+        if let Some(id) = ids
+            .iter()
+            .find(|id| **id as usize >= self.config.vocab_size)
+        {
             return Err(Error::Input(format!(
                 "token id {id} lies outside the vocabulary of {}",
                 self.config.vocab_size
@@ -167,7 +177,10 @@ impl Decoder {
         let (rows, _) = embeddings.dims2()?;
         let (lengths, positions) = match context {
             Context::Sequences(lengths) => {
-                let positions = lengths.iter().flat_map(|length| 0..*length).collect::<Vec<_>>();
+                let positions = lengths
+                    .iter()
+                    .flat_map(|length| 0..*length)
+                    .collect::<Vec<_>>();
                 (lengths.to_vec(), positions)
             }
             Context::Cached(caches) => {
@@ -175,7 +188,10 @@ impl Decoder {
                     .iter()
                     .flat_map(|(cache, length)| cache.len()..cache.len() + length)
                     .collect::<Vec<_>>();
-                (caches.iter().map(|(_, length)| *length).collect(), positions)
+                (
+                    caches.iter().map(|(_, length)| *length).collect(),
+                    positions,
+                )
             }
         };
         if positions.len() != rows {
@@ -191,9 +207,9 @@ impl Decoder {
         let (eps, offset) = (self.config.norm_eps, self.config.norm_offset);
         for (index, layer) in self.layers.iter().enumerate() {
             let normed = ops::rms_norm(&hidden, &layer.input_norm, eps, offset)?;
-            let attended = layer.attention.forward(
-                &normed, index, &lengths, &positions, &self.rope, context,
-            )?;
+            let attended = layer
+                .attention
+                .forward(&normed, index, &lengths, &positions, &self.rope, context)?;
             hidden = (hidden + attended)?;
             let normed = ops::rms_norm(&hidden, &layer.post_attention_norm, eps, offset)?;
             hidden = (hidden + layer.feed_forward.forward(&normed)?)?;
@@ -212,5 +228,14 @@ impl Decoder {
     /// When a tensor operation fails.
     pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
         Ok(self.head.forward(hidden)?)
+    }
+
+    /// Mean cross entropy (scalar, differentiable) of the next-token logits of hidden states `[rows, hidden]` against one label a row; the
+    /// logits are never stored as a whole.
+    ///
+    /// # Errors
+    /// When rows and labels differ in number or a label lies outside the vocabulary.
+    pub fn loss(&self, hidden: &Tensor, labels: &[i64]) -> Result<Tensor> {
+        Ok(ops::linear_cross_entropy(hidden, &self.head, labels)?)
     }
 }

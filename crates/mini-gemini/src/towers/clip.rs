@@ -46,7 +46,11 @@ impl ClipTower {
             .take_while(|index| source.contains(&format!("{index}.layer_norm1.weight")))
             .count() as i64;
         // hidden_states[0] is the embedding, [i] the output of block i - 1; negative indices count from the end.
-        let used = if select_layer < 0 { stored + 1 + select_layer } else { select_layer };
+        let used = if select_layer < 0 {
+            stored + 1 + select_layer
+        } else {
+            select_layer
+        };
         if used < 0 || used > stored {
             return Err(Error::Input(format!(
                 "mm_vision_select_layer is {select_layer}, the tower has {stored} layers"
@@ -64,17 +68,24 @@ impl ClipTower {
         let blocks = (0..used as usize)
             .map(|index| {
                 let heads = width / HEAD_DIM;
-                Block::load(&source.pp(index), &names, width, heads, EPS, MlpActivation::QuickGelu)
+                Block::load(
+                    &source.pp(index),
+                    &names,
+                    width,
+                    heads,
+                    EPS,
+                    MlpActivation::QuickGelu,
+                )
             })
             .collect::<Result<Vec<_>>>()?;
         Ok(Self {
             patch_weight: patch_weight.flatten_from(1)?,
-            class_embedding: embeddings.tensor("class_embedding", &[width])?,
+            class_embedding: embeddings.tensor("class_embedding", [width])?,
             position_embedding,
             // The misspelling is the checkpoint's.
             pre_norm: (
-                weights.tensor("pre_layrnorm.weight", &[width])?,
-                weights.tensor("pre_layrnorm.bias", &[width])?,
+                weights.tensor("pre_layrnorm.weight", [width])?,
+                weights.tensor("pre_layrnorm.bias", [width])?,
             ),
             blocks,
             width,
@@ -96,7 +107,10 @@ impl LowResTower for ClipTower {
         let (patches, tokens) = (self.patches(), self.patches() + 1);
         let embedded = ops::linear(&patch_rows(pictures, self.patch)?, &self.patch_weight)?
             .reshape((views, patches, self.width))?;
-        let class = self.class_embedding.broadcast_as((views, 1, self.width))?.contiguous()?;
+        let class = self
+            .class_embedding
+            .broadcast_as((views, 1, self.width))?
+            .contiguous()?;
         let hidden = Tensor::cat(&[class, embedded], 1)?
             .broadcast_add(&self.position_embedding)?
             .reshape((views * tokens, self.width))?;
@@ -104,7 +118,10 @@ impl LowResTower for ClipTower {
         for block in &self.blocks {
             hidden = block.forward(&hidden, views, tokens)?;
         }
-        Ok(hidden.reshape((views, tokens, self.width))?.narrow(1, 1, patches)?.contiguous()?)
+        Ok(hidden
+            .reshape((views, tokens, self.width))?
+            .narrow(1, 1, patches)?
+            .contiguous()?)
     }
 
     fn picture_size(&self) -> usize {

@@ -18,8 +18,8 @@ struct Norm {
 impl Norm {
     fn load(weights: &WeightSource, width: usize) -> Result<Self> {
         Ok(Self {
-            gamma: weights.tensor("weight", &[width])?,
-            beta: weights.tensor("bias", &[width])?,
+            gamma: weights.tensor("weight", [width])?,
+            beta: weights.tensor("bias", [width])?,
         })
     }
 
@@ -41,8 +41,11 @@ impl PatchConvolution {
         let weight = weights.tensor_any(&format!("{name}.weight"))?;
         let (output, _, kernel, _) = weight.dims4()?;
         Ok(Self {
-            weight: weight.permute((0, 2, 3, 1))?.contiguous()?.flatten_from(1)?,
-            bias: weights.tensor(&format!("{name}.bias"), &[output])?,
+            weight: weight
+                .permute((0, 2, 3, 1))?
+                .contiguous()?
+                .flatten_from(1)?,
+            bias: weights.tensor(&format!("{name}.bias"), [output])?,
             kernel,
         })
     }
@@ -72,14 +75,17 @@ struct Block {
 
 impl Block {
     fn load(weights: &WeightSource, width: usize) -> Result<Self> {
-        let depthwise = weights.tensor("conv_dw.weight", &[width, 1, KERNEL, KERNEL])?;
+        let depthwise = weights.tensor("conv_dw.weight", [width, 1, KERNEL, KERNEL])?;
         Ok(Self {
-            depthwise_weight: depthwise.reshape((width, KERNEL * KERNEL))?.t()?.contiguous()?,
-            depthwise_bias: weights.tensor("conv_dw.bias", &[width])?,
+            depthwise_weight: depthwise
+                .reshape((width, KERNEL * KERNEL))?
+                .t()?
+                .contiguous()?,
+            depthwise_bias: weights.tensor("conv_dw.bias", [width])?,
             norm: Norm::load(&weights.pp("norm"), width)?,
             fc1: weights.linear("mlp.fc1", width, 4 * width, Bias::Yes)?,
             fc2: weights.linear("mlp.fc2", 4 * width, width, Bias::Yes)?,
-            gamma: weights.tensor("gamma", &[width])?,
+            gamma: weights.tensor("gamma", [width])?,
         })
     }
 
@@ -151,12 +157,21 @@ impl ConvNextTower {
             let blocks = (0..depth)
                 .map(|index| Block::load(&blocks.pp(index), width))
                 .collect::<Result<Vec<_>>>()?;
-            stages.push(Stage { downsample, blocks, width });
+            stages.push(Stage {
+                downsample,
+                blocks,
+                width,
+            });
             previous = width;
         }
         // convnext_xxlarge is the one variant with another epsilon (spec: model §2).
         let eps = if stem_width == 384 { 1e-5 } else { 1e-6 };
-        Ok(Self { stem, stem_norm, stages, eps })
+        Ok(Self {
+            stem,
+            stem_norm,
+            stages,
+            eps,
+        })
     }
 }
 
@@ -169,7 +184,9 @@ impl HighResTower for ConvNextTower {
                 "ConvNeXt tower: picture of {width}×{height}, expected multiples of {coarsest}"
             )));
         }
-        let stem = self.stem.forward(&picture.permute((1, 2, 0))?.contiguous()?)?;
+        let stem = self
+            .stem
+            .forward(&picture.permute((1, 2, 0))?.contiguous()?)?;
         let (mut rows, mut columns) = (height / STEM_STRIDE, width / STEM_STRIDE);
         let mut map = self.stem_norm.forward(&stem, self.eps)?.reshape((
             rows,
@@ -183,7 +200,9 @@ impl HighResTower for ConvNextTower {
                     .forward(&map.flatten_to(1)?, self.eps)?
                     .reshape(map.shape())?;
                 (rows, columns) = (rows / 2, columns / 2);
-                map = convolution.forward(&normed)?.reshape((rows, columns, stage.width))?;
+                map = convolution
+                    .forward(&normed)?
+                    .reshape((rows, columns, stage.width))?;
             }
             for block in &stage.blocks {
                 map = block.forward(&map, self.eps)?;

@@ -61,12 +61,19 @@ impl Dinov2Tower {
         while source.contains(&format!("{}.norm1.weight", blocks.len())) {
             let block = source.pp(blocks.len());
             let heads = width / HEAD_DIM;
-            blocks.push(Block::load(&block, &names, width, heads, EPS, MlpActivation::GeluErf)?);
+            blocks.push(Block::load(
+                &block,
+                &names,
+                width,
+                heads,
+                EPS,
+                MlpActivation::GeluErf,
+            )?);
         }
         Ok(Self {
             patch_weight: patch_weight.flatten_from(1)?,
-            patch_bias: embeddings.tensor("patch_embeddings.projection.bias", &[width])?,
-            class_token: embeddings.tensor("cls_token", &[1, 1, width])?,
+            patch_bias: embeddings.tensor("patch_embeddings.projection.bias", [width])?,
+            class_token: embeddings.tensor("cls_token", [1, 1, width])?,
             position_embedding,
             blocks,
             standardisation: Standardisation::load(tower, "feature_norm", width)?,
@@ -91,22 +98,33 @@ impl Dinov2Tower {
         }
         let (patches, tokens) = (self.patches(), self.patches() + 1);
         let pictures = renormalise(pictures, IMAGENET_MEAN, IMAGENET_STD, &self.device)?;
-        let embedded = ops::linear_bias(&patch_rows(&pictures, self.patch)?, &self.patch_weight, &self.patch_bias)?
-            .reshape((views, patches, self.width))?;
-        let class = self.class_token.broadcast_as((views, 1, self.width))?.contiguous()?;
+        let embedded = ops::linear_bias(
+            &patch_rows(&pictures, self.patch)?,
+            &self.patch_weight,
+            &self.patch_bias,
+        )?
+        .reshape((views, patches, self.width))?;
+        let class = self
+            .class_token
+            .broadcast_as((views, 1, self.width))?
+            .contiguous()?;
         let mut hidden = Tensor::cat(&[class, embedded], 1)?
             .broadcast_add(&self.position_embedding)?
             .reshape((views * tokens, self.width))?;
         for block in &self.blocks {
             hidden = block.forward(&hidden, views, tokens)?;
         }
-        Ok(hidden.reshape((views, tokens, self.width))?.narrow(1, 1, patches)?.contiguous()?)
+        Ok(hidden
+            .reshape((views, tokens, self.width))?
+            .narrow(1, 1, patches)?
+            .contiguous()?)
     }
 }
 
 impl LowResTower for Dinov2Tower {
     fn encode(&self, pictures: &Tensor) -> Result<Tensor> {
-        self.standardisation.forward(&self.residual_stream(pictures)?)
+        self.standardisation
+            .forward(&self.residual_stream(pictures)?)
     }
 
     fn picture_size(&self) -> usize {

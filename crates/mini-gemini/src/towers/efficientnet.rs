@@ -23,7 +23,7 @@ const STD: [f64; 3] = [128.0 / 255.0; 3];
 /// Scale and shift of a folded batch norm.
 fn batch_norm(weights: &WeightSource, name: &str, channels: usize) -> Result<(Tensor, Tensor)> {
     let source = weights.pp(name);
-    let part = |part: &str| source.tensor(part, &[channels]);
+    let part = |part: &str| source.tensor(part, [channels]);
     let std = (part("running_var")? + BATCH_NORM_EPS)?.sqrt()?;
     let scale = (part("weight")? / std)?;
     let shift = (part("bias")? - (part("running_mean")? * &scale)?)?;
@@ -41,7 +41,9 @@ impl Pointwise {
         let weight = weights.tensor_any(&format!("{convolution}.weight"))?;
         let (output, ..) = weight.dims4()?;
         let (scale, bias) = batch_norm(weights, norm, output)?;
-        let weight = weight.flatten_from(1)?.broadcast_mul(&scale.unsqueeze(1)?)?;
+        let weight = weight
+            .flatten_from(1)?
+            .broadcast_mul(&scale.unsqueeze(1)?)?;
         Ok(Self { weight, bias })
     }
 
@@ -68,7 +70,12 @@ impl Depthwise {
             .broadcast_mul(&scale.unsqueeze(1)?)?
             .t()?
             .contiguous()?;
-        Ok(Self { weight, bias, kernel, stride })
+        Ok(Self {
+            weight,
+            bias,
+            kernel,
+            stride,
+        })
     }
 
     fn forward(&self, map: &Tensor) -> Result<Tensor> {
@@ -83,7 +90,10 @@ impl Depthwise {
             pad_bottom: bottom,
             pad_right: right,
         };
-        Ok(ops::depthwise(&map.unsqueeze(0)?, &self.weight, Some(&self.bias), &params)?.squeeze(0)?)
+        Ok(
+            ops::depthwise(&map.unsqueeze(0)?, &self.weight, Some(&self.bias), &params)?
+                .squeeze(0)?,
+        )
     }
 }
 
@@ -153,7 +163,11 @@ impl EfficientNetTower {
         let source = weights.pp("_blocks");
         let mut blocks = Vec::new();
         while source.contains(&format!("{}._depthwise_conv.weight", blocks.len())) {
-            let stride = if STRIDE_TWO_BLOCKS.contains(&blocks.len()) { 2 } else { 1 };
+            let stride = if STRIDE_TWO_BLOCKS.contains(&blocks.len()) {
+                2
+            } else {
+                1
+            };
             blocks.push(Block::load(&source.pp(blocks.len()), stride)?);
         }
         let head = Pointwise::load(weights, "_conv_head", "_bn1")?;
@@ -224,9 +238,10 @@ impl EfficientNetTower {
         let (left, right) = same_padding(width, 3, 2);
         let (rows, columns) = (height.div_ceil(2), width.div_ceil(2));
         // One extra row and column let every shifted view be cut to even size.
-        let padded = picture
-            .pad_with_zeros(1, top, bottom + 1)?
-            .pad_with_zeros(2, left, right + 1)?;
+        let padded =
+            picture
+                .pad_with_zeros(1, top, bottom + 1)?
+                .pad_with_zeros(2, left, right + 1)?;
         let mut views = Vec::with_capacity(9);
         for y in 0..3 {
             for x in 0..3 {
@@ -275,7 +290,10 @@ impl HighResTower for EfficientNetTower {
             .iter()
             .zip(&self.standardisations)
             .map(|(tap, standardisation)| {
-                Ok(standardisation.forward(tap)?.permute((2, 0, 1))?.contiguous()?)
+                Ok(standardisation
+                    .forward(tap)?
+                    .permute((2, 0, 1))?
+                    .contiguous()?)
             })
             .collect()
     }

@@ -88,7 +88,12 @@ pub fn load_high_res(name: &str, weights: &WeightSource) -> Result<Box<dyn HighR
 }
 
 /// Takes CLIP-normalised pictures `[…, 3, height, width]` to the statistics of another encoder: both are affine maps of the same pixels.
-fn renormalise(pictures: &Tensor, mean: [f64; 3], std: [f64; 3], device: &Device) -> Result<Tensor> {
+fn renormalise(
+    pictures: &Tensor,
+    mean: [f64; 3],
+    std: [f64; 3],
+    device: &Device,
+) -> Result<Tensor> {
     let mut factors = [0f32; 3];
     let mut offsets = [0f32; 3];
     for channel in 0..3 {
@@ -112,13 +117,15 @@ impl Standardisation {
     fn load(weights: &WeightSource, name: &str, channels: usize) -> Result<Self> {
         let source = weights.pp(name);
         Ok(Self {
-            mean: source.tensor("mean", &[channels])?,
-            std: source.tensor("std", &[channels])?,
+            mean: source.tensor("mean", [channels])?,
+            std: source.tensor("std", [channels])?,
         })
     }
 
     /// `(x − mean) / std` over the last axis.
     fn forward(&self, features: &Tensor) -> Result<Tensor> {
-        Ok(features.broadcast_sub(&self.mean)?.broadcast_div(&self.std)?)
+        Ok(features
+            .broadcast_sub(&self.mean)?
+            .broadcast_div(&self.std)?)
     }
 }

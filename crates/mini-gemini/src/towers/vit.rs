@@ -33,8 +33,8 @@ struct Norm {
 impl Norm {
     fn load(weights: &WeightSource, name: &str, width: usize) -> Result<Self> {
         Ok(Self {
-            gamma: weights.tensor(&format!("{name}.weight"), &[width])?,
-            beta: weights.tensor(&format!("{name}.bias"), &[width])?,
+            gamma: weights.tensor(&format!("{name}.weight"), [width])?,
+            beta: weights.tensor(&format!("{name}.bias"), [width])?,
         })
     }
 }
@@ -75,7 +75,7 @@ impl Block {
         };
         let scale = |index: usize| -> Result<Option<Tensor>> {
             match names.scales {
-                Some(scales) => Ok(Some(weights.tensor(scales[index], &[width])?)),
+                Some(scales) => Ok(Some(weights.tensor(scales[index], [width])?)),
                 None => Ok(None),
             }
         };
