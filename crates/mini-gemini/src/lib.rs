@@ -5,7 +5,7 @@
 //! use mini_gemini::{Control, Event, GenerateOptions, LoadOptions, MiniGemini, ModelSource};
 //!
 //! let model = MiniGemini::load(&ModelSource::BuiltIn, &LoadOptions::default())?;
-//! let picture = mgm_image::open("cat.jpg".as_ref(), &Default::default())?;
+//! let picture = mgm_image::open("cat.jpg", &Default::default())?;
 //! let mut session = model.session();
 //! let answer = session.ask("What is this?", vec![picture], &GenerateOptions::default(), &mut |event| {
 //!     if let Event::Text(piece) = event {
