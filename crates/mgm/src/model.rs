@@ -51,6 +51,7 @@ pub(crate) fn load(args: &ModelArgs, template: Option<&str>) -> Result<MiniGemin
     let options = LoadOptions {
         precision: precision(args)?,
         template: template.map(str::to_string),
+        ..LoadOptions::default()
     };
     let spinner = meter::spinner(format!("loading {}", args.model));
     let model = MiniGemini::load(&ModelSource::parse(&args.model), &options);

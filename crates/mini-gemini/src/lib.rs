@@ -17,6 +17,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod checkpoint;
 mod config;
 pub mod decoder;
 mod error;
@@ -30,6 +31,7 @@ pub mod towers;
 mod training;
 mod vision;
 
+pub use checkpoint::{Checkpoint, TokenizerFiles};
 pub use config::{Family, GemmaNumerics, LoraKeys, ModelConfig, OneOrMany, RopeParameters};
 pub use error::{Error, Result};
 pub use model::{LORA_TARGETS, LoadOptions, MiniGemini, Precision, lora_config};

@@ -7,11 +7,12 @@ use mgm_image::{PreparedImage, RgbImage};
 use mgm_nn::{LoraConfig, Parameters, WeightPolicy, WeightSource, WeightStorage};
 use mgm_text::{IMAGE_TOKEN, Template, Tokenizer};
 
-use crate::config::{Family, ModelConfig};
+use crate::checkpoint::Checkpoint;
+use crate::config::{Family, GemmaNumerics, ModelConfig};
 use crate::decoder::Decoder;
 use crate::error::{Error, Result};
 use crate::session::Session;
-use crate::source::{BUILT_IN_NAME, ModelSource};
+use crate::source::ModelSource;
 use crate::vision::{TowerFeatures, Vision};
 
 /// In what precision frozen weights are held. Activations are f32 on a CPU.
@@ -33,6 +34,16 @@ pub struct LoadOptions {
     pub precision: Precision,
     /// Conversation template to use in place of the model's own.
     pub template: Option<String>,
+    /// Folder in which tower and base-model paths of a configuration are looked for, after the working directory and the checkpoint.
+    pub model_zoo: Option<PathBuf>,
+    /// The language model that a stage-1 or adapter folder belongs to, in place of the one its configuration names.
+    pub base: Option<PathBuf>,
+    /// A PEFT adapter folder to run with.
+    pub adapter: Option<PathBuf>,
+    /// The vision file of a GGUF pair, in place of the one found beside the language file.
+    pub mmproj: Option<PathBuf>,
+    /// Gemma's numerics, in place of the configuration's.
+    pub gemma_numerics: Option<GemmaNumerics>,
 }
 
 /// Low-rank adapter targets: every linear layer of the decoder. A CLIP tower has layers of the same names; they are left alone.
@@ -65,8 +76,7 @@ impl MiniGemini {
     /// # Errors
     /// When the directory, a file or a tensor is missing or wrong; the message names it.
     pub fn load(source: &ModelSource, options: &LoadOptions) -> Result<Self> {
-        let directory = source.directory()?;
-        let config = ModelConfig::read(&directory.join("config.json"))?;
+        let checkpoint = Checkpoint::open(source, options)?;
         let storage = match options.precision {
             Precision::F32 => WeightStorage::F32,
             Precision::Bf16 => WeightStorage::Bf16,
@@ -76,9 +86,9 @@ impl MiniGemini {
             device: Device::Cpu,
             storage,
             trainable: Vec::new(),
-            lora: lora_config(&config),
+            lora: lora_config(&checkpoint.config),
         };
-        Self::load_with_policy(source, options, policy)
+        Self::from_checkpoint(checkpoint, options, policy)
     }
 
     /// Loads a model under a weight policy: what is trainable, where low-rank adapters go, in what precision frozen weights are held.
@@ -103,25 +113,31 @@ impl MiniGemini {
         policy: WeightPolicy,
         overlay: &[PathBuf],
     ) -> Result<Self> {
-        let directory = source.directory()?;
-        let config_file = directory.join("config.json");
-        let config = ModelConfig::read(&config_file)?;
-        let name = match source {
-            ModelSource::BuiltIn => BUILT_IN_NAME.to_string(),
-            ModelSource::Path(path) => path
-                .canonicalize()
-                .ok()
-                .and_then(|path| Some(path.file_name()?.to_string_lossy().into_owned()))
-                .unwrap_or_else(|| path.display().to_string()),
-        };
-        let tokenizer = match &config.tokenizer_file {
-            Some(file) => Tokenizer::from_file(&existing(&directory, file)?)?,
-            None => Tokenizer::from_directory(&directory)?,
-        };
-        let mut weights = weight_source(&directory, &config)?;
+        let mut checkpoint = Checkpoint::open(source, options)?;
         for file in overlay {
-            weights = weights.overlay(WeightSource::open(file)?);
+            checkpoint.weights = checkpoint.weights.overlay(WeightSource::open(file)?);
         }
+        Self::from_checkpoint(checkpoint, options, policy)
+    }
+
+    /// Loads what [`Checkpoint::open`] found.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn from_checkpoint(
+        checkpoint: Checkpoint,
+        options: &LoadOptions,
+        policy: WeightPolicy,
+    ) -> Result<Self> {
+        let tokenizer = checkpoint.tokenizer.load()?;
+        let Checkpoint {
+            name,
+            directory,
+            config,
+            config_file,
+            weights,
+            ..
+        } = checkpoint;
         let weights = weights.with_policy(decoder_adapters_only(policy));
         let template = choose_template(options, &config, &name, &config_file)?;
         let decoder = Decoder::load(config.decoder(&config_file)?, &weights)?;
@@ -272,18 +288,6 @@ impl MiniGemini {
     }
 }
 
-fn existing(directory: &Path, file: &str) -> Result<PathBuf> {
-    let path = directory.join(file);
-    if path.is_file() {
-        Ok(path)
-    } else {
-        Err(Error::MissingFile {
-            directory: directory.into(),
-            file: file.into(),
-        })
-    }
-}
-
 /// Keeps low-rank adapters inside the decoder, as the official code does: a CLIP tower has layers of the same names (spec: training §11).
 fn decoder_adapters_only(mut policy: WeightPolicy) -> WeightPolicy {
     if let Some(lora) = &mut policy.lora {
@@ -306,24 +310,6 @@ pub fn lora_config(config: &ModelConfig) -> Option<LoraConfig> {
             .map(|target| target.to_string())
             .collect(),
         seed: 0,
-    })
-}
-
-fn weight_source(directory: &Path, config: &ModelConfig) -> Result<WeightSource> {
-    let Some(files) = &config.weight_files else {
-        return Ok(WeightSource::from_directory(directory)?);
-    };
-    let mut source: Option<WeightSource> = None;
-    for file in files {
-        let next = WeightSource::open(&existing(directory, file)?)?;
-        source = Some(match source {
-            Some(source) => source.overlay(next),
-            None => next,
-        });
-    }
-    source.ok_or_else(|| Error::Config {
-        file: directory.join("config.json"),
-        message: "weight_files is empty: expected at least one file".into(),
     })
 }
 

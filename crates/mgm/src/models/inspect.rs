@@ -1,40 +1,24 @@
-//! `mgm models`: what models there are and what they hold.
+//! `mgm models inspect`.
 
 use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use mgm_nn::WeightSource;
-use mini_gemini::{BUILT_IN_NAME, ModelConfig, ModelSource};
+use mini_gemini::{ModelConfig, ModelSource};
 
-use crate::cli::ModelsCommand;
+use super::{files, megabytes};
 use crate::failure::Failure;
 use crate::stdout;
 
-/// Runs the command.
-pub(crate) fn run(command: ModelsCommand) -> Result<(), Failure> {
-    match command {
-        ModelsCommand::List => list(),
-        ModelsCommand::Inspect { path, tensors } => {
-            let mut text = String::new();
-            if path.is_file() {
-                describe_weights(&mut text, &path, tensors)?;
-            } else {
-                describe_model(&mut text, &path, tensors)?;
-            }
-            stdout::write(text)
-        }
+/// Describes a model directory or a weight file.
+pub(super) fn run(path: &Path, tensors: bool) -> Result<(), Failure> {
+    let mut text = String::new();
+    if path.is_file() {
+        describe_weights(&mut text, path, tensors)?;
+    } else {
+        describe_model(&mut text, path, tensors)?;
     }
-}
-
-fn list() -> Result<(), Failure> {
-    let directory = ModelSource::BuiltIn.directory()?;
-    let directory = directory.canonicalize().unwrap_or(directory);
-    let size = files(&directory)?.iter().map(|(_, size)| size).sum();
-    stdout::write(format!(
-        "{BUILT_IN_NAME}  {}  {}\n",
-        megabytes(size),
-        directory.display()
-    ))
+    stdout::write(text)
 }
 
 fn describe_model(text: &mut String, path: &Path, tensors: bool) -> Result<(), Failure> {
@@ -129,26 +113,4 @@ fn is_weight_file(path: &Path) -> bool {
         .and_then(|kind| kind.to_str())
         .unwrap_or_default();
     ["safetensors", "gguf", "bin", "pth"].contains(&kind)
-}
-
-/// The files of a directory with their sizes in bytes, by name.
-fn files(directory: &Path) -> Result<Vec<(PathBuf, u64)>, Failure> {
-    let failure =
-        |error: std::io::Error| Failure::failed(format!("{}: {error}", directory.display()));
-    let mut files = Vec::new();
-    for entry in std::fs::read_dir(directory).map_err(failure)? {
-        let path = entry.map_err(failure)?.path();
-        // Through links, as the loader sees them.
-        if let Ok(metadata) = path.metadata()
-            && metadata.is_file()
-        {
-            files.push((path, metadata.len()));
-        }
-    }
-    files.sort();
-    Ok(files)
-}
-
-fn megabytes(bytes: u64) -> String {
-    format!("{:.1} MB", bytes as f64 / 1e6)
 }

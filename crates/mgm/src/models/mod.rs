@@ -1,0 +1,39 @@
+//! `mgm models`: what models there are, what they hold, and turning one into another.
+
+mod inspect;
+mod list;
+
+use std::path::{Path, PathBuf};
+
+use crate::cli::ModelsCommand;
+use crate::failure::Failure;
+
+/// Runs the command.
+pub(crate) fn run(command: ModelsCommand) -> Result<(), Failure> {
+    match command {
+        ModelsCommand::List => list::run(),
+        ModelsCommand::Inspect { path, tensors } => inspect::run(&path, tensors),
+    }
+}
+
+/// The files of a directory with their sizes in bytes, by name.
+pub(super) fn files(directory: &Path) -> Result<Vec<(PathBuf, u64)>, Failure> {
+    let failure =
+        |error: std::io::Error| Failure::failed(format!("{}: {error}", directory.display()));
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(directory).map_err(failure)? {
+        let path = entry.map_err(failure)?.path();
+        // Through links, as the loader sees them.
+        if let Ok(metadata) = path.metadata()
+            && metadata.is_file()
+        {
+            files.push((path, metadata.len()));
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+pub(super) fn megabytes(bytes: u64) -> String {
+    format!("{:.1} MB", bytes as f64 / 1e6)
+}
