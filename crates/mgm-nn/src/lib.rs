@@ -25,6 +25,7 @@ pub use frozen::FrozenWeight;
 pub use linear::Linear;
 pub use mgm_kernels::gemm::Activation;
 pub use weights::{
-    Bias, GgufMetadata, GgufValue, LoraConfig, Parameters, WeightPolicy, WeightSource,
-    WeightStorage, save_safetensors, save_safetensors_with_metadata,
+    Bias, ElementType, GgufMetadata, GgufTensor, GgufValue, GgufValueOut, GgufWriter, LoraConfig,
+    Parameters, WeightPolicy, WeightSource, WeightStorage, save_safetensors,
+    save_safetensors_with_metadata,
 };

@@ -1,5 +1,6 @@
 //! Where weights come from, and what becomes of them.
 
+mod element_type;
 mod gguf;
 mod layers;
 mod mapped_file;
@@ -11,7 +12,8 @@ mod source;
 pub(crate) mod stored;
 mod torch_file;
 
-pub use gguf::{GgufMetadata, GgufValue};
+pub use element_type::ElementType;
+pub use gguf::{GgufMetadata, GgufTensor, GgufValue, GgufValueOut, GgufWriter};
 pub use parameters::Parameters;
 pub use policy::{LoraConfig, WeightPolicy, WeightStorage, matches_name};
 pub use save::{save_safetensors, save_safetensors_with_metadata};

@@ -43,7 +43,8 @@ pub fn save_safetensors_with_metadata(
     written
 }
 
-fn partial_path(path: &Path) -> PathBuf {
+/// Where a file is written before it takes its name.
+pub(crate) fn partial_path(path: &Path) -> PathBuf {
     let name = path
         .file_name()
         .map(|name| name.to_string_lossy().into_owned())

@@ -9,6 +9,7 @@
 mod header;
 mod names;
 mod value;
+mod writer;
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -20,6 +21,7 @@ use super::stored::{StoredTensor, StoredType};
 use crate::{Error, Result};
 use header::TensorEntry;
 pub use value::{GgufMetadata, GgufValue};
+pub use writer::{GgufTensor, GgufValueOut, GgufWriter};
 
 /// An open file.
 pub(crate) struct GgufFile {
