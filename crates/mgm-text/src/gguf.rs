@@ -58,8 +58,17 @@ pub struct GgufVocab {
     pub add_bos: Option<bool>,
     /// Whether a space is put in front of a text.
     pub add_space_prefix: Option<bool>,
+    /// Whether runs of spaces become one.
+    pub remove_extra_whitespaces: Option<bool>,
     /// Our own key `mini_gemini.tokenizer.legacy`: the behaviour of a slow SentencePiece tokeniser after special tokens.
     pub legacy: Option<bool>,
+    /// Our own key `mini_gemini.tokenizer.added`: exactly the tokens that are cut out of a text before it is taken apart. Without it
+    /// the token types decide, as in llama.cpp.
+    pub added: Option<Vec<u32>>,
+    /// Our own key `mini_gemini.tokenizer.lstrip`: added tokens that eat white space on their left.
+    pub lstrip: Vec<u32>,
+    /// Our own key `mini_gemini.tokenizer.rstrip`: added tokens that eat white space on their right.
+    pub rstrip: Vec<u32>,
     /// The Jinja chat template, not interpreted here.
     pub chat_template: Option<String>,
 }
@@ -82,8 +91,14 @@ impl GgufVocab {
             path,
             key: "header".to_string(),
         };
-        let vocab = reader.read_vocab()?;
+        let mut vocab = reader.read_vocab()?;
         vocab.check()?;
+        for ids in [&mut vocab.lstrip, &mut vocab.rstrip]
+            .into_iter()
+            .chain(&mut vocab.added)
+        {
+            ids.sort_unstable();
+        }
         Ok(vocab)
     }
 
@@ -256,7 +271,11 @@ impl Reader<'_> {
             pad: None,
             add_bos: None,
             add_space_prefix: None,
+            remove_extra_whitespaces: None,
             legacy: None,
+            added: None,
+            lstrip: Vec::new(),
+            rstrip: Vec::new(),
             chat_template: None,
         };
         for number in 0..keys {
@@ -308,6 +327,14 @@ impl Reader<'_> {
             "tokenizer.ggml.add_space_prefix" => {
                 vocab.add_space_prefix = Some(self.expect_bool(value_type)?)
             }
+            "tokenizer.ggml.remove_extra_whitespaces" => {
+                vocab.remove_extra_whitespaces = Some(self.expect_bool(value_type)?)
+            }
+            "mini_gemini.tokenizer.added" => {
+                vocab.added = Some(self.word_array(value_type, UINT32)?)
+            }
+            "mini_gemini.tokenizer.lstrip" => vocab.lstrip = self.word_array(value_type, UINT32)?,
+            "mini_gemini.tokenizer.rstrip" => vocab.rstrip = self.word_array(value_type, UINT32)?,
             "mini_gemini.tokenizer.legacy" => vocab.legacy = Some(self.expect_bool(value_type)?),
             _ => self.skip_value(value_type, 0)?,
         }
@@ -380,10 +407,10 @@ impl Reader<'_> {
         self.expect_type(
             element,
             expected,
-            if expected == FLOAT32 {
-                "an array of f32"
-            } else {
-                "an array of i32"
+            match expected {
+                FLOAT32 => "an array of f32",
+                UINT32 => "an array of u32",
+                _ => "an array of i32",
             },
         )?;
         (0..count).map(|_| self.u32("an array entry")).collect()

@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 
+use serde_json::Value;
+
 use tokenizers::models::bpe::BPE;
 use tokenizers::normalizers::unicode::NFC;
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
@@ -99,6 +101,46 @@ const PRE_TOKENIZERS: &[PreTokenizer] = &[
     },
 ];
 
+/// The name GGUF gives to a pre-tokeniser.
+pub(crate) fn name_of(
+    splits: &[String],
+    ignore_merges: bool,
+    compose: bool,
+) -> Option<&'static str> {
+    PRE_TOKENIZERS
+        .iter()
+        .find(|rule| {
+            rule.splits == splits && rule.ignore_merges == ignore_merges && rule.compose == compose
+        })
+        .and_then(|rule| rule.names.first().copied())
+}
+
+/// The regular expressions of a byte-level pre-tokeniser as a `tokenizer.json` states it; `None` for any other.
+pub(crate) fn splits_of(steps: &Value) -> Option<Vec<String>> {
+    let steps = match steps["pretokenizers"].as_array() {
+        Some(steps) => steps.as_slice(),
+        None => std::slice::from_ref(steps),
+    };
+    let (last, first) = steps.split_last()?;
+    if last["type"] != "ByteLevel" || last["add_prefix_space"] == true {
+        return None;
+    }
+    let mut splits = Vec::with_capacity(steps.len());
+    for step in first {
+        splits.push(match step["type"].as_str()? {
+            "Split" if step["behavior"] == "Isolated" && step["invert"] != true => {
+                step["pattern"]["Regex"].as_str()?.to_string()
+            }
+            "Digits" if step["individual_digits"] == true => r"\p{N}".to_string(),
+            _ => return None,
+        });
+    }
+    if last["use_regex"] != false {
+        splits.push(GPT_2.to_string());
+    }
+    Some(splits)
+}
+
 /// Builds the tokeniser; the second value is whether BOS is added if the file does not say.
 pub(crate) fn build(vocab: &GgufVocab) -> Result<(tokenizers::Tokenizer, bool), TextError> {
     let fail = |message: String| TextError::invalid(&vocab.path, message);
@@ -169,17 +211,20 @@ pub(crate) fn build(vocab: &GgufVocab) -> Result<(tokenizers::Tokenizer, bool), 
     tokenizer.with_pre_tokenizer(Some(Sequence::new(steps)));
     tokenizer.with_decoder(Some(ByteLevel::default()));
 
-    let added = vocab
-        .tokens
-        .iter()
-        .zip(&vocab.token_types)
-        .filter_map(|(token, kind)| {
+    let added = (0u32..)
+        .zip(vocab.tokens.iter().zip(&vocab.token_types))
+        .filter_map(|(id, (token, kind))| {
             let special = match kind {
                 GgufTokenType::Control | GgufTokenType::Unknown => true,
                 GgufTokenType::UserDefined => false,
                 GgufTokenType::Normal | GgufTokenType::Unused | GgufTokenType::Byte => return None,
             };
-            Some(AddedToken::from(token.clone(), special).normalized(false))
+            Some(
+                AddedToken::from(token.clone(), special)
+                    .normalized(false)
+                    .lstrip(vocab.lstrip.binary_search(&id).is_ok())
+                    .rstrip(vocab.rstrip.binary_search(&id).is_ok()),
+            )
         });
     tokenizer
         .add_tokens(added)

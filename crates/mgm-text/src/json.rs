@@ -32,6 +32,11 @@ impl JsonTokenizer {
         }
     }
 
+    /// The tokeniser itself.
+    pub(crate) fn inner(&self) -> &tokenizers::Tokenizer {
+        &self.parsing
+    }
+
     pub(crate) fn read(path: &Path) -> Result<tokenizers::Tokenizer, TextError> {
         let bytes = std::fs::read(path).map_err(|source| TextError::io(path, source))?;
         tokenizers::Tokenizer::from_bytes(bytes).map_err(|error| {

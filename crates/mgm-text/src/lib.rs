@@ -11,6 +11,7 @@ mod added;
 mod detokenize;
 mod directory;
 mod error;
+mod export;
 mod gguf;
 mod gguf_bpe;
 mod images;
@@ -24,6 +25,7 @@ mod tokenizer;
 
 pub use detokenize::DetokenizeStream;
 pub use error::TextError;
+pub use export::GgufVocabValue;
 pub use gguf::{GgufTokenType, GgufVocab};
 pub use images::{IMAGE_PLACEHOLDER, encode_with_images, encode_with_images_parse};
 pub use template::{Message, Role, Template};

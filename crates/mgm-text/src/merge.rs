@@ -22,7 +22,7 @@ pub(crate) struct PieceMerger {
     /// Pieces that text can become: normal, user-defined and unused ones.
     ids: HashMap<Box<str>, u32>,
     scores: Vec<f32>,
-    unused: Vec<bool>,
+    kinds: Vec<PieceKind>,
     /// Pieces for the 256 bytes, if the vocabulary has all of them (byte fallback).
     bytes: Option<Box<[u32; 256]>>,
     unk: u32,
@@ -113,14 +113,16 @@ impl PieceMerger {
         Self {
             ids,
             scores: scores.to_vec(),
-            unused: kinds
-                .iter()
-                .map(|&kind| kind == PieceKind::Unused)
-                .collect(),
+            kinds: kinds.to_vec(),
             bytes: complete.then_some(bytes),
             unk,
             user_defined,
         }
+    }
+
+    /// Score and kind of every piece.
+    pub(crate) fn scores_and_kinds(&self) -> (&[f32], &[PieceKind]) {
+        (&self.scores, &self.kinds)
     }
 
     /// Id of a piece that text can become.
@@ -217,7 +219,7 @@ impl PieceMerger {
             right,
             length,
         });
-        if self.unused[id as usize] {
+        if self.kinds[id as usize] == PieceKind::Unused {
             parts.insert(joined, joined.split_at(left_symbol.length));
         }
     }
@@ -231,7 +233,7 @@ impl PieceMerger {
     ) {
         match self.ids.get(piece) {
             Some(&id) => {
-                if self.unused[id as usize]
+                if self.kinds[id as usize] == PieceKind::Unused
                     && let Some((left, right)) = parts.get(piece)
                 {
                     self.emit(left, parts, output, after_unknown);

@@ -54,6 +54,19 @@ impl PieceTokenizer {
         tokenizer
     }
 
+    /// Score and kind of every piece.
+    pub(crate) fn scores_and_kinds(&self) -> (&[f32], &[PieceKind]) {
+        self.merger.scores_and_kinds()
+    }
+
+    pub(crate) fn added(&self) -> &AddedTokens {
+        &self.added
+    }
+
+    pub(crate) fn removes_extra_whitespaces(&self) -> bool {
+        self.remove_extra_whitespaces
+    }
+
     pub(crate) fn rule(&self) -> StretchRule {
         self.rule
     }

@@ -165,18 +165,35 @@ impl Tokenizer {
         };
         let added = AddedTokens::new((0u32..).zip(vocab.tokens.iter().zip(&kinds)).filter_map(
             |(id, (token, &kind))| {
-                let special = cut_out(kind)?;
+                let special = match &vocab.added {
+                    // Sorted when read and when made.
+                    Some(added) => added
+                        .binary_search(&id)
+                        .is_ok()
+                        .then_some(matches!(kind, PieceKind::Control | PieceKind::Unknown))?,
+                    None => cut_out(kind)?,
+                };
                 Some(AddedToken {
                     content: token.clone(),
                     id,
                     special,
-                    lstrip: false,
-                    rstrip: false,
+                    lstrip: vocab.lstrip.binary_search(&id).is_ok(),
+                    rstrip: vocab.rstrip.binary_search(&id).is_ok(),
                 })
             },
         ));
+        // Some converters write the spaces of user-defined pieces as such; the text that reaches the merger has markers.
+        let pieces: Vec<String> = vocab
+            .tokens
+            .iter()
+            .zip(&kinds)
+            .map(|(token, &kind)| match kind {
+                PieceKind::UserDefined => token.replace(' ', "▁"),
+                _ => token.clone(),
+            })
+            .collect();
         let unk = special.unk.unwrap_or(0);
-        let merger = PieceMerger::new(&vocab.tokens, &vocab.scores, &kinds, unk);
+        let merger = PieceMerger::new(&pieces, &vocab.scores, &kinds, unk);
         let rule = if vocab.legacy == Some(false) {
             StretchRule::Modern
         } else {
@@ -188,7 +205,7 @@ impl Tokenizer {
             merger,
             added,
             rule,
-            remove_extra_whitespaces: false,
+            remove_extra_whitespaces: vocab.remove_extra_whitespaces.unwrap_or(false),
             strip_first_space: dummy_prefix,
             special,
             bos_rule,
