@@ -106,7 +106,7 @@ impl std::fmt::Debug for Embedding {
         let kind = match &self.rows {
             Rows::Trainable(_) => "trainable".to_string(),
             Rows::Dense(_) => "dense".to_string(),
-            Rows::Stored(table) => table.kind.name(),
+            Rows::Stored(table) => table.kind.name().to_string(),
         };
         write!(f, "Embedding({kind} [{}, {}])", self.count, self.width)
     }

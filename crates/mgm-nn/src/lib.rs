@@ -25,7 +25,7 @@ pub use frozen::FrozenWeight;
 pub use linear::Linear;
 pub use mgm_kernels::gemm::Activation;
 pub use weights::{
-    Bias, ElementType, GgufMetadata, GgufTensor, GgufValue, GgufValueOut, GgufWriter, LoraConfig,
-    Parameters, WeightPolicy, WeightSource, WeightStorage, save_safetensors,
-    save_safetensors_with_metadata,
+    Bias, Bytes, ElementType, GgufMetadata, GgufTensor, GgufValue, GgufValueOut, GgufWriter,
+    LoraConfig, Parameters, TensorInfo, WeightPolicy, WeightSource, WeightStorage,
+    save_safetensors, save_safetensors_with_metadata,
 };

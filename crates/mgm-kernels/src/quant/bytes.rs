@@ -48,6 +48,22 @@ impl Bytes {
         })
     }
 
+    /// A part of these bytes, sharing their owner; `range` counts from their beginning.
+    pub fn part(&self, range: Range<usize>) -> Result<Self, QuantError> {
+        if range.start > range.end || range.end > self.len {
+            return Err(QuantError::Range {
+                start: range.start,
+                end: range.end,
+                len: self.len,
+            });
+        }
+        Ok(Self {
+            owner: self.owner.clone(),
+            start: self.start + range.start,
+            len: range.end - range.start,
+        })
+    }
+
     /// The bytes.
     pub fn as_slice(&self) -> &[u8] {
         // An owner that shrinks breaks its own contract; it then yields no bytes rather than foreign ones.

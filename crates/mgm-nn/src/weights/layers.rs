@@ -6,9 +6,10 @@ use candle_core::{DType, Device, Tensor};
 use mgm_kernels::gemm::{PackedWeight, WeightType};
 use mgm_kernels::quant::QuantWeight;
 
+use super::element_type::ElementType;
 use super::policy::{LoraConfig, WeightStorage, matches_name};
 use super::source::{Bias, Found, WeightSource};
-use super::stored::{StoredTensor, StoredType};
+use super::stored::StoredTensor;
 use crate::embedding::{Embedding, Rows};
 use crate::linear::{Bias as LinearBias, Linear, Lora, Matrix};
 use crate::{Error, FrozenWeight, Result};
@@ -78,8 +79,8 @@ impl WeightSource {
         if !self.device().is_cpu() {
             let dtype = match (storage, &found.tensor.kind) {
                 (WeightStorage::F32, _)
-                | (WeightStorage::AsStored, StoredType::F32 | StoredType::F64) => DType::F32,
-                (WeightStorage::AsStored, StoredType::F16) => DType::F16,
+                | (WeightStorage::AsStored, ElementType::F32 | ElementType::F64) => DType::F32,
+                (WeightStorage::AsStored, ElementType::F16) => DType::F16,
                 _ => DType::BF16,
             };
             let dense =
@@ -95,7 +96,7 @@ impl WeightSource {
             )?;
             return Ok(FrozenWeight::quantised(weight));
         }
-        let is_bf16 = found.tensor.kind == StoredType::Bf16;
+        let is_bf16 = found.tensor.kind == ElementType::Bf16;
         let weight_type = match storage {
             WeightStorage::Bf16 => WeightType::Bf16,
             WeightStorage::AsStored if is_bf16 => WeightType::Bf16,
@@ -205,7 +206,7 @@ impl WeightSource {
             };
             return Ok(Embedding::new(rows, count, width, None));
         }
-        if matches!(found.tensor.kind, StoredType::Other(_)) {
+        if !found.tensor.kind.is_float() {
             found.values()?;
         }
         // The matrix of a tied output head is made when it is first asked for.

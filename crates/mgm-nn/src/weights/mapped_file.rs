@@ -4,10 +4,12 @@ use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
+use mgm_kernels::mapped::Mapped;
+
 use crate::{Error, Result};
 
 /// A whole file as bytes, shared by everything that reads from it.
-pub(crate) type MappedFile = Arc<dyn AsRef<[u8]> + Send + Sync>;
+pub(crate) type MappedFile = Arc<Mapped>;
 
 /// Maps a file. An empty file gives an empty slice.
 pub(crate) fn map(path: &Path) -> Result<MappedFile> {
@@ -26,5 +28,5 @@ pub(crate) fn map(path: &Path) -> Result<MappedFile> {
             "expected a file, found a directory or device",
         ));
     }
-    mgm_kernels::mapped::map(&file).map_err(failed("mapping"))
+    Mapped::open(&file).map_err(failed("mapping"))
 }

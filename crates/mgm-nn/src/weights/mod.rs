@@ -2,6 +2,7 @@
 
 mod element_type;
 mod gguf;
+mod layer;
 mod layers;
 mod mapped_file;
 mod parameters;
@@ -12,8 +13,9 @@ mod source;
 pub(crate) mod stored;
 mod torch_file;
 
-pub use element_type::ElementType;
+pub use element_type::{ElementType, TensorInfo};
 pub use gguf::{GgufMetadata, GgufTensor, GgufValue, GgufValueOut, GgufWriter};
+pub use mgm_kernels::quant::Bytes;
 pub use parameters::Parameters;
 pub use policy::{LoraConfig, WeightPolicy, WeightStorage, matches_name};
 pub use save::{save_safetensors, save_safetensors_with_metadata};

@@ -1,14 +1,17 @@
 //! Reading safetensors files: single, or several that an index names.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 
 use mgm_kernels::quant::Bytes;
 use safetensors::tensor::{Dtype, Metadata, SafeTensorError, SafeTensors, TensorInfo};
 use serde::Deserialize;
 
+use super::element_type::ElementType;
+use super::layer::Entry;
 use super::mapped_file::{self, MappedFile};
-use super::stored::{StoredTensor, StoredType};
+use super::stored::StoredTensor;
 use crate::{Error, Result};
 
 /// An open file. Tensors are decoded when asked for.
@@ -60,29 +63,51 @@ impl SafetensorsFile {
         self.tensors.keys()
     }
 
-    pub(crate) fn shape(&self, name: &str) -> Option<&[usize]> {
-        self.tensors.get(name).map(|info| info.shape.as_slice())
+    pub(super) fn entry(&self, name: &str) -> Option<Entry<'_>> {
+        self.tensors.get(name).map(|info| Entry {
+            shape: &info.shape,
+            element_type: element_type(info.dtype),
+            bytes: Some((info.data_offsets.1 - info.data_offsets.0) as u64),
+        })
+    }
+
+    fn place(&self, info: &TensorInfo) -> Range<usize> {
+        self.data_start + info.data_offsets.0..self.data_start + info.data_offsets.1
     }
 
     pub(crate) fn get(&self, name: &str) -> Result<Option<StoredTensor>> {
         let Some(info) = self.tensors.get(name) else {
             return Ok(None);
         };
-        let kind = match info.dtype {
-            Dtype::F32 => StoredType::F32,
-            Dtype::F16 => StoredType::F16,
-            Dtype::BF16 => StoredType::Bf16,
-            Dtype::F64 => StoredType::F64,
-            other => StoredType::Other(format!("{other:?}")),
-        };
-        let range = self.data_start + info.data_offsets.0..self.data_start + info.data_offsets.1;
-        let bytes = Bytes::slice(self.file.clone(), range)
+        let bytes = Bytes::slice(self.file.clone(), self.place(info))
             .map_err(|error| Error::format(&self.label, format!("tensor {name}: {error}")))?;
         Ok(Some(StoredTensor::from_bytes(
             info.shape.clone(),
-            kind,
+            element_type(info.dtype),
             bytes,
         )))
+    }
+
+    pub(crate) fn release(&self, name: &str) {
+        if let Some(info) = self.tensors.get(name) {
+            self.file.release(self.place(info));
+        }
+    }
+}
+
+fn element_type(dtype: Dtype) -> ElementType {
+    match dtype {
+        Dtype::F64 => ElementType::F64,
+        Dtype::F32 => ElementType::F32,
+        Dtype::F16 => ElementType::F16,
+        Dtype::BF16 => ElementType::Bf16,
+        Dtype::I64 => ElementType::I64,
+        Dtype::I32 => ElementType::I32,
+        Dtype::I16 => ElementType::I16,
+        Dtype::I8 => ElementType::I8,
+        Dtype::U8 => ElementType::U8,
+        Dtype::BOOL => ElementType::Bool,
+        other => ElementType::Other(format!("{other:?}")),
     }
 }
 

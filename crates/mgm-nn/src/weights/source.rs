@@ -2,12 +2,16 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::Display;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
+use mgm_kernels::quant::Bytes;
 
+use super::element_type::TensorInfo;
 use super::gguf::{GgufFile, GgufMetadata};
+use super::layer::{Entry, Layer};
 use super::parameters::Parameters;
 use super::policy::WeightPolicy;
 use super::safetensors_file::{SafetensorsFile, indexed_files};
@@ -39,49 +43,6 @@ struct Shared {
     parameters: Parameters,
 }
 
-enum Layer {
-    Safetensors(SafetensorsFile),
-    Gguf(GgufFile),
-    Tensors {
-        label: String,
-        tensors: HashMap<String, Tensor>,
-    },
-}
-
-impl Layer {
-    fn label(&self) -> &str {
-        match self {
-            Self::Safetensors(file) => file.label(),
-            Self::Gguf(file) => file.label(),
-            Self::Tensors { label, .. } => label,
-        }
-    }
-
-    fn names(&self) -> Box<dyn Iterator<Item = &String> + '_> {
-        match self {
-            Self::Safetensors(file) => Box::new(file.names()),
-            Self::Gguf(file) => Box::new(file.names()),
-            Self::Tensors { tensors, .. } => Box::new(tensors.keys()),
-        }
-    }
-
-    fn shape(&self, name: &str) -> Option<&[usize]> {
-        match self {
-            Self::Safetensors(file) => file.shape(name),
-            Self::Gguf(file) => file.shape(name),
-            Self::Tensors { tensors, .. } => tensors.get(name).map(Tensor::dims),
-        }
-    }
-
-    fn get(&self, name: &str) -> Result<Option<StoredTensor>> {
-        match self {
-            Self::Safetensors(file) => file.get(name),
-            Self::Gguf(file) => file.get(name),
-            Self::Tensors { tensors, .. } => Ok(tensors.get(name).map(StoredTensor::from_tensor)),
-        }
-    }
-}
-
 /// A stored tensor and where it was found.
 pub(super) struct Found {
     pub(super) tensor: StoredTensor,
@@ -91,12 +52,16 @@ pub(super) struct Found {
 
 impl Found {
     pub(super) fn values(&self) -> Result<Vec<f32>> {
-        self.tensor.values()?.ok_or_else(|| Error::Type {
+        self.tensor.values()?.ok_or_else(|| self.type_error())
+    }
+
+    fn type_error(&self) -> Error {
+        Error::Type {
             file: self.file.clone(),
             name: self.name.clone(),
             expected: "F32, F16, BF16, F64 or a GGML block type this program reads",
-            found: self.tensor.kind.name(),
-        })
+            found: self.tensor.kind.name().to_string(),
+        }
     }
 
     pub(super) fn check_shape(&self, expected: &[usize]) -> Result<()> {
@@ -267,6 +232,18 @@ impl WeightSource {
             .chain(&other.shared.layers)
             .cloned()
             .collect();
+        self.with_layers(layers)
+    }
+
+    /// The same tensors under other names: `map` gets full names and gives the new one, or `None` to hide a tensor. Of two tensors of one
+    /// file that get the same name, the one whose old name comes first stays. Policy, parameters and position are this source's.
+    pub fn renamed(self, map: impl Fn(&str) -> Option<String> + Send + Sync + 'static) -> Self {
+        let layers = self.shared.layers.iter();
+        let layers = layers.map(|layer| Arc::new(layer.renamed(&map))).collect();
+        self.with_layers(layers)
+    }
+
+    fn with_layers(self, layers: Vec<Arc<Layer>>) -> Self {
         let (policy, parameters) = (self.shared.policy.clone(), self.shared.parameters.clone());
         Self {
             shared: Arc::new(Shared {
@@ -312,19 +289,14 @@ impl WeightSource {
             .layers
             .iter()
             .rev()
-            .find_map(|layer| match &**layer {
-                Layer::Gguf(file) => Some(file.metadata()),
-                _ => None,
-            })
+            .find_map(|layer| layer.gguf_metadata())
     }
 
     /// `__metadata__` of all safetensors files together, later files winning.
     pub fn safetensors_metadata(&self) -> BTreeMap<String, String> {
         let mut all = BTreeMap::new();
         for layer in &self.shared.layers {
-            if let Layer::Safetensors(file) = &**layer {
-                all.extend(file.metadata().clone());
-            }
+            all.extend(layer.safetensors_metadata().cloned().unwrap_or_default());
         }
         all
     }
@@ -376,12 +348,73 @@ impl WeightSource {
     /// Shape of a tensor, if there is one of this name.
     pub fn shape(&self, name: &str) -> Option<Vec<usize>> {
         let name = self.full_name(name);
-        self.shared
-            .layers
-            .iter()
-            .rev()
-            .find_map(|layer| layer.shape(&name))
-            .map(<[usize]>::to_vec)
+        let (_, entry) = self.winner(&name)?;
+        Some(entry.shape.to_vec())
+    }
+
+    /// Shape, element type, size and file of a tensor, if there is one of this name.
+    pub fn info(&self, name: &str) -> Option<TensorInfo> {
+        let name = self.full_name(name);
+        let (layer, entry) = self.winner(&name)?;
+        Some(TensorInfo {
+            shape: entry.shape.to_vec(),
+            element_type: entry.element_type,
+            bytes: entry.bytes.unwrap_or(0),
+            file: layer.label().to_string(),
+        })
+    }
+
+    /// The topmost layer that holds a tensor, by full name.
+    fn winner(&self, full_name: &str) -> Option<(&Layer, Entry<'_>)> {
+        let mut layers = self.shared.layers.iter().rev();
+        layers.find_map(|layer| Some((&**layer, layer.entry(full_name)?)))
+    }
+
+    /// Rows of the first axis as `f32`, `[rows.len(), product of the other axes]` row-major. Only these are read and decoded.
+    ///
+    /// # Errors
+    /// When there is no such tensor, it has fewer rows (a scalar has one), or its type does not become `f32`.
+    pub fn rows(&self, name: &str, rows: Range<usize>) -> Result<Vec<f32>> {
+        let name = self.full_name(name);
+        let Some((layer, entry)) = self.winner(&name) else {
+            return Err(self.missing(&name));
+        };
+        let count = entry.shape.first().copied().unwrap_or(1);
+        if rows.start > rows.end || rows.end > count {
+            return Err(Error::format(
+                layer.label(),
+                format!("tensor {name} has {count} rows, asked for {rows:?}"),
+            ));
+        }
+        let Some(tensor) = layer.rows(&name, rows)? else {
+            return Err(self.missing(&name));
+        };
+        let file = layer.label().to_string();
+        Found { tensor, name, file }.values()
+    }
+
+    /// The elements as stored, row-major and little-endian: the mapped bytes of the file, or a copy where its order differs.
+    ///
+    /// # Errors
+    /// When there is no such tensor, or it is in memory with a type that no file has.
+    pub fn stored_bytes(&self, name: &str) -> Result<Bytes> {
+        let found = self.require(&self.full_name(name))?;
+        found.tensor.bytes()?.ok_or_else(|| found.type_error())
+    }
+
+    /// Gives a tensor's mapped pages back to the system, so that they no longer count as this process's memory. They are read again
+    /// when the tensor is used again. Where there is no such tensor, or it is in memory, nothing happens.
+    pub fn release(&self, name: &str) {
+        let name = self.full_name(name);
+        if let Some((layer, _)) = self.winner(&name) {
+            layer.release(&name);
+        }
+    }
+
+    /// The files of the source, lowest first: of two tensors with one name, the one of the later file is used.
+    pub fn files(&self) -> Vec<String> {
+        let layers = self.shared.layers.iter();
+        layers.map(|layer| layer.label().to_string()).collect()
     }
 
     pub(super) fn find(&self, full_name: &str) -> Result<Option<Found>> {
@@ -398,25 +431,22 @@ impl WeightSource {
     }
 
     pub(super) fn require(&self, full_name: &str) -> Result<Found> {
-        self.find(full_name)?.ok_or_else(|| {
-            let labels: Vec<&str> = self
-                .shared
-                .layers
-                .iter()
-                .map(|layer| layer.label())
-                .collect();
-            let searched = match labels.as_slice() {
-                [] => "an empty source".to_string(),
-                [first, .., last] if labels.len() > 3 => {
-                    format!("{} files from {first} to {last}", labels.len())
-                }
-                few => few.join(", "),
-            };
-            Error::Missing {
-                name: full_name.to_string(),
-                searched,
+        self.find(full_name)?.ok_or_else(|| self.missing(full_name))
+    }
+
+    fn missing(&self, full_name: &str) -> Error {
+        let files = self.files();
+        let searched = match files.as_slice() {
+            [] => "an empty source".to_string(),
+            [first, .., last] if files.len() > 3 => {
+                format!("{} files from {first} to {last}", files.len())
             }
-        })
+            few => few.join(", "),
+        };
+        Error::Missing {
+            name: full_name.to_string(),
+            searched,
+        }
     }
 
     /// The tensor as `f32`, which must have this shape; a trainable one is registered and comes out as its variable.

@@ -559,3 +559,93 @@ fn convolution_weights_are_taken_flattened() {
             .all(|(a, b)| (a - b).abs() < 1e-5)
     );
 }
+
+#[test]
+fn what_is_stored_is_known_and_read_in_parts() {
+    let folder = Folder::new("parts");
+    let path = folder.file("a.safetensors");
+    // Larger than a page, so that releasing does something.
+    let table = tensor(&[40, 3, 50], 1);
+    let brain = table.to_dtype(DType::BF16).unwrap();
+    let tensors = map([
+        ("block.table", table.clone()),
+        ("block.brain", brain.clone()),
+        ("block.scalar", Tensor::new(2.5f32, &Device::Cpu).unwrap()),
+        ("ids", Tensor::new(&[1i64, 2], &Device::Cpu).unwrap()),
+    ]);
+    save(&path, &tensors);
+    let file = WeightSource::from_safetensors(std::slice::from_ref(&path)).unwrap();
+    let label = path.display().to_string();
+    assert_eq!(file.files(), [label.as_str()]);
+    let memory = WeightSource::from_tensors(tensors.into_iter().collect());
+    for (source, label) in [(&file, label.as_str()), (&memory, "memory")] {
+        let block = source.pp("block");
+        let info = block.info("brain").unwrap();
+        assert_eq!(info.shape, [40, 3, 50]);
+        assert_eq!(
+            (info.element_type, info.bytes, info.file.as_str()),
+            (ElementType::Bf16, 12_000, label)
+        );
+        let info = source.info("ids").unwrap();
+        assert_eq!((info.element_type, info.bytes), (ElementType::I64, 16));
+        assert_eq!(source.info("brain"), None);
+        for range in [0..40, 7..9, 39..40, 5..5] {
+            let expected = &values(&table)[range.start * 150..range.end * 150];
+            assert_eq!(block.rows("table", range.clone()).unwrap(), expected);
+            let expected =
+                &values(&brain.to_dtype(DType::F32).unwrap())[range.start * 150..range.end * 150];
+            assert_eq!(block.rows("brain", range).unwrap(), expected);
+            block.release("table");
+        }
+        assert_eq!(block.rows("scalar", 0..1).unwrap(), [2.5]);
+        assert!(message(block.rows("table", 30..41)).contains("has 40 rows, asked for 30..41"));
+        assert!(message(block.rows("none", 0..1)).contains("block.none not found in"));
+        assert!(message(source.rows("ids", 0..1)).contains("type I64, expected"));
+        let stored = block.stored_bytes("table").unwrap();
+        let expected: Vec<u8> = values(&table)
+            .iter()
+            .flat_map(|value| value.to_le_bytes())
+            .collect();
+        assert_eq!(stored.as_slice(), expected);
+        assert_eq!(source.stored_bytes("ids").unwrap().as_slice()[8], 2);
+        source.release("nothing of this name");
+    }
+}
+
+#[test]
+fn renamed_tensors_keep_everything_but_their_names() {
+    let folder = Folder::new("renamed");
+    let path = folder.file("a.safetensors");
+    let metadata = BTreeMap::from([("key".to_string(), "value".to_string())]);
+    let tensors = map([
+        ("visual.trunk.a", tensor(&[4, 2], 1)),
+        ("visual.trunk.b", tensor(&[3], 2)),
+        ("logit_scale", tensor(&[1], 3)),
+    ]);
+    save_safetensors_with_metadata(&path, &tensors, None, &metadata).unwrap();
+    let below =
+        WeightSource::from_tensors(map([("tower.b", tensor(&[5], 4))]).into_iter().collect());
+    let source = below.overlay(WeightSource::open(&path).unwrap().renamed(|name| {
+        let rest = name.strip_prefix("visual.trunk.")?;
+        Some(format!("tower.{rest}"))
+    }));
+    assert_eq!(source.names(), ["tower.a", "tower.b"]);
+    let tower = source.pp("tower");
+    assert_eq!(tower.shape("b"), Some(vec![3]));
+    assert_eq!(
+        tower.rows("a", 1..2).unwrap(),
+        values(&tensor(&[4, 2], 1))[2..4]
+    );
+    tower.release("a");
+    assert_eq!(
+        values(&tower.tensor("b", [3]).unwrap()),
+        values(&tensor(&[3], 2))
+    );
+    assert_eq!(source.safetensors_metadata()["key"], "value");
+    // Errors speak of the file.
+    assert!(message(tower.tensor("a", [2, 4])).contains("a.safetensors: tensor tower.a has shape"));
+    let both = WeightSource::open(&path)
+        .unwrap()
+        .renamed(|_| Some("x".into()));
+    assert_eq!(both.shape("x"), Some(vec![1]));
+}

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::value::{GgufMetadata, GgufValue};
-use crate::weights::stored::StoredType;
+use crate::weights::element_type::ElementType;
 use mgm_kernels::quant::QuantType;
 
 /// What a header says.
@@ -20,7 +20,7 @@ pub(crate) struct TensorEntry {
     pub(crate) name: String,
     /// Outermost axis first.
     pub(crate) shape: Vec<usize>,
-    pub(crate) kind: StoredType,
+    pub(crate) kind: ElementType,
     pub(crate) start: usize,
     pub(crate) end: usize,
 }
@@ -112,7 +112,7 @@ fn place(
             "tensor {name}: shape {shape:?} has too many elements"
         ));
     };
-    if let StoredType::Quantised(quant_type) = &kind {
+    if let ElementType::Quantised(quant_type) = &kind {
         let row = shape.last().copied().unwrap_or(0);
         if row % quant_type.block_len() != 0 {
             let (format, block) = (quant_type.name(), quant_type.block_len());
@@ -136,9 +136,10 @@ fn place(
     }
     let end = match &kind {
         // The size of a type we do not know is unknown too; using such a tensor is an error later.
-        StoredType::Other(_) => start,
+        ElementType::Other(_) => start,
         kind => match kind
-            .bytes(elements)
+            .bytes_of(elements as u64)
+            .and_then(|size| usize::try_from(size).ok())
             .and_then(|size| start.checked_add(size))
         {
             Some(end) if end <= file_len => end,
@@ -160,15 +161,19 @@ fn place(
     })
 }
 
-fn element_type(type_id: u32) -> StoredType {
+fn element_type(type_id: u32) -> ElementType {
     match type_id {
-        0 => StoredType::F32,
-        1 => StoredType::F16,
-        28 => StoredType::F64,
-        30 => StoredType::Bf16,
+        0 => ElementType::F32,
+        1 => ElementType::F16,
+        24 => ElementType::I8,
+        25 => ElementType::I16,
+        26 => ElementType::I32,
+        27 => ElementType::I64,
+        28 => ElementType::F64,
+        30 => ElementType::Bf16,
         _ => match QuantType::from_ggml(type_id) {
-            Some(quant_type) => StoredType::Quantised(quant_type),
-            None => StoredType::Other(foreign_type(type_id)),
+            Some(quant_type) => ElementType::Quantised(quant_type),
+            None => ElementType::Other(foreign_type(type_id)),
         },
     }
 }
@@ -187,10 +192,6 @@ fn foreign_type(type_id: u32) -> String {
         21 => "IQ3_S",
         22 => "IQ2_S",
         23 => "IQ4_XS",
-        24 => "I8",
-        25 => "I16",
-        26 => "I32",
-        27 => "I64",
         29 => "IQ1_M",
         34 => "TQ1_0",
         35 => "TQ2_0",

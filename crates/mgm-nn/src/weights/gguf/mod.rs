@@ -12,12 +12,15 @@ mod value;
 mod writer;
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::path::Path;
 
 use mgm_kernels::quant::Bytes;
 
+use super::element_type::ElementType;
+use super::layer::Entry as LayerEntry;
 use super::mapped_file::{self, MappedFile};
-use super::stored::{StoredTensor, StoredType};
+use super::stored::StoredTensor;
 use crate::{Error, Result};
 use header::TensorEntry;
 pub use value::{GgufMetadata, GgufValue};
@@ -136,13 +139,35 @@ impl GgufFile {
         self.tensors.keys()
     }
 
-    pub(crate) fn shape(&self, name: &str) -> Option<&[usize]> {
-        self.tensors
-            .get(name)
-            .map(|entry| entry.tensor.shape.as_slice())
+    pub(super) fn entry(&self, name: &str) -> Option<LayerEntry<'_>> {
+        let Entry { tensor, fix } = self.tensors.get(name)?;
+        // Values that change on the way in come out as `f32`.
+        let element_type = match fix {
+            Fix::SubtractOne if tensor.kind.is_float() => ElementType::F32,
+            _ => tensor.kind.clone(),
+        };
+        let bytes = match tensor.kind {
+            ElementType::Other(_) => None,
+            _ => element_type.bytes_of(tensor.shape.iter().product::<usize>() as u64),
+        };
+        Some(LayerEntry {
+            shape: &tensor.shape,
+            element_type,
+            bytes,
+        })
     }
 
     pub(crate) fn get(&self, name: &str) -> Result<Option<StoredTensor>> {
+        match self.tensors.get(name) {
+            Some(Entry { tensor, .. }) => {
+                self.rows(name, 0..tensor.shape.first().copied().unwrap_or(1))
+            }
+            None => Ok(None),
+        }
+    }
+
+    /// Rows of the first axis (a scalar has one), which must be there.
+    pub(crate) fn rows(&self, name: &str, rows: Range<usize>) -> Result<Option<StoredTensor>> {
         let Some(Entry { tensor, fix }) = self.tensors.get(name) else {
             return Ok(None);
         };
@@ -151,25 +176,31 @@ impl GgufFile {
         })?;
         let stored = StoredTensor::from_bytes(tensor.shape.clone(), tensor.kind.clone(), bytes);
         match *fix {
-            Fix::None => Ok(Some(stored)),
+            Fix::None => Ok(Some(stored.rows(rows)?)),
             Fix::Deinterleave { heads } => {
                 let head_dim = tensor.shape[0] / heads;
                 let half = head_dim / 2;
-                Ok(Some(stored.with_rows(|row| {
+                Ok(Some(stored.gather_rows(rows, |row| {
                     let (head, within) = (row / head_dim, row % head_dim);
                     head * head_dim + 2 * (within % half) + within / half
                 })))
             }
-            Fix::SubtractOne => match stored.values()? {
-                Some(mut values) => {
-                    values.iter_mut().for_each(|value| *value -= 1.0);
-                    Ok(Some(StoredTensor::from_values(
-                        tensor.shape.clone(),
-                        &values,
-                    )))
+            Fix::SubtractOne => {
+                let stored = stored.rows(rows)?;
+                match stored.values()? {
+                    Some(mut values) => {
+                        values.iter_mut().for_each(|value| *value -= 1.0);
+                        Ok(Some(StoredTensor::from_values(stored.shape, &values)))
+                    }
+                    None => Ok(Some(stored)),
                 }
-                None => Ok(Some(stored)),
-            },
+            }
+        }
+    }
+
+    pub(crate) fn release(&self, name: &str) {
+        if let Some(Entry { tensor, .. }) = self.tensors.get(name) {
+            self.file.release(tensor.start..tensor.end);
         }
     }
 }
@@ -201,7 +232,7 @@ fn split_experts(stack: &TensorEntry) -> Vec<TensorEntry> {
     let &[experts, out, inner] = stack.shape.as_slice() else {
         return Vec::new();
     };
-    if matches!(stack.kind, StoredType::Other(_)) {
+    if matches!(stack.kind, ElementType::Other(_)) {
         return Vec::new();
     }
     let size = (stack.end - stack.start) / experts.max(1);

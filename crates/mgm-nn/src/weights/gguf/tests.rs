@@ -1,7 +1,6 @@
 //! Hand-made files, sound and hostile.
 
-use std::sync::Arc;
-
+use mgm_kernels::mapped::Mapped;
 use mgm_kernels::quant::{self, QuantType};
 
 use super::*;
@@ -83,7 +82,7 @@ impl Writer {
 }
 
 fn open(bytes: Vec<u8>) -> Result<GgufFile> {
-    GgufFile::from_mapped("test.gguf".into(), Arc::new(bytes))
+    GgufFile::from_mapped("test.gguf".into(), Mapped::from_vec(bytes))
 }
 
 fn error(bytes: Vec<u8>) -> String {
@@ -321,10 +320,30 @@ fn llama_comes_back_in_hugging_face_layout() {
         sample(24)[16..]
     );
     assert_eq!(
-        file.shape("model.layers.7.block_sparse_moe.experts.0.w1.weight")
-            .unwrap(),
+        file.entry("model.layers.7.block_sparse_moe.experts.0.w1.weight")
+            .unwrap()
+            .shape,
         [2, 4]
     );
+    // Parts come in the same order as the whole.
+    for name in [
+        "model.layers.7.self_attn.q_proj.weight",
+        "model.layers.7.self_attn.k_proj.weight",
+        "model.norm.weight",
+    ] {
+        let whole = read(name);
+        let shape = file.entry(name).unwrap().shape.to_vec();
+        let row = whole.len() / shape[0];
+        for range in [0..shape[0], 1..3, 2..2] {
+            let part = file.rows(name, range.clone()).unwrap().unwrap();
+            assert_eq!(
+                part.values().unwrap().unwrap(),
+                whole[range.start * row..range.end * row],
+                "{name}"
+            );
+            file.release(name);
+        }
+    }
 }
 
 #[test]
