@@ -10,11 +10,14 @@ mod dot_x86;
 mod gemm;
 mod k_quants;
 mod quantize;
+mod search;
 
 pub use bytes::{Bytes, Owner};
 pub use gemm::{quant_gemm, quant_gemm_at};
 
 use rayon::prelude::*;
+
+use crate::level::level;
 
 /// A GGML block format. Layouts are those of GGUF files.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -160,26 +163,67 @@ pub fn dequantize(t: QuantType, data: &[u8], out: &mut [f32]) {
     blocks::dequantize(t, data, out);
 }
 
-/// Quantises values. `Q8_0`, `Q4_0`, `Q4_1`, `Q5_0` and `Q5_1` give ggml's reference bytes; the K formats search for
-/// scales in ggml's manner (without an importance matrix).
+/// Values that one task quantises.
+const TASK_VALUES: usize = 8192;
+
+/// Quantises values of a row, or of several rows of whole blocks. Gives the bytes of ggml's reference quantisers.
 ///
 /// # Panics
 /// When the number of values is not a multiple of [`QuantType::block_len`].
 pub fn quantize(t: QuantType, values: &[f32]) -> Vec<u8> {
+    let blocks = whole_blocks(t, values.len());
+    let mut out = vec![0u8; blocks * t.block_bytes()];
+    values
+        .par_chunks(TASK_VALUES)
+        .zip(out.par_chunks_mut(TASK_VALUES / t.block_len() * t.block_bytes()))
+        .for_each(|(values, out)| quantize::row(level(), t, values, None, out));
+    out
+}
+
+/// Quantises rows of `row_len` values such that errors count in proportion to `importance`: the mean square of what each
+/// input feature is multiplied with (`row_len` values, none negative). Gives the bytes of ggml's quantisers with an
+/// importance matrix, but for blocks in which they divide zero by zero (nothing that differs from zero has any
+/// importance); those are quantised without. `Q8_0` takes no notice of importances.
+///
+/// # Panics
+/// When `row_len` is not a multiple of [`QuantType::block_len`], `values` are not whole rows, or `importance` has another
+/// length than a row.
+pub fn quantize_weighted(
+    t: QuantType,
+    values: &[f32],
+    row_len: usize,
+    importance: &[f32],
+) -> Vec<u8> {
+    let row_blocks = whole_blocks(t, row_len);
     assert!(
-        values.len().is_multiple_of(t.block_len()),
-        "quantize {}: {} values are not whole blocks of {}",
+        importance.len() == row_len && values.len().is_multiple_of(row_len.max(1)),
+        "quantize {}: {} importances and {} values for rows of {row_len}",
         t.name(),
-        values.len(),
+        importance.len(),
+        values.len()
+    );
+    if row_len == 0 {
+        return Vec::new();
+    }
+    let row_bytes = row_blocks * t.block_bytes();
+    let mut out = vec![0u8; values.len() / row_len * row_bytes];
+    values
+        .par_chunks_exact(row_len)
+        .zip(out.par_chunks_exact_mut(row_bytes))
+        .with_min_len(TASK_VALUES.div_ceil(row_len))
+        .for_each(|(values, out)| quantize::row(level(), t, values, Some(importance), out));
+    out
+}
+
+/// How many blocks `count` values are.
+fn whole_blocks(t: QuantType, count: usize) -> usize {
+    assert!(
+        count.is_multiple_of(t.block_len()),
+        "quantize {}: {count} values are not whole blocks of {}",
+        t.name(),
         t.block_len()
     );
-    let mut out = vec![0u8; values.len() / t.block_len() * t.block_bytes()];
-    values
-        .par_chunks_exact(t.block_len())
-        .zip(out.par_chunks_exact_mut(t.block_bytes()))
-        .with_min_len(64)
-        .for_each(|(values, block)| quantize::block(t, values, block));
-    out
+    count / t.block_len()
 }
 
 /// A quantised weight `W [n, k]`, rows of whole blocks, read in place. Cheap to clone and to share.
