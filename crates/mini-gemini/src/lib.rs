@@ -23,6 +23,7 @@ pub mod decoder;
 mod error;
 pub mod mining;
 mod model;
+pub mod pair;
 pub mod projector;
 mod sampling;
 mod session;
