@@ -2,6 +2,7 @@
 
 mod element_type;
 mod gguf;
+mod imatrix;
 mod layer;
 mod layers;
 mod mapped_file;
@@ -15,6 +16,7 @@ mod torch_file;
 
 pub use element_type::{ElementType, TensorInfo};
 pub use gguf::{GgufMetadata, GgufTensor, GgufValue, GgufValueOut, GgufWriter};
+pub use imatrix::ImportanceMatrix;
 pub use mgm_kernels::quant::Bytes;
 pub use parameters::Parameters;
 pub use policy::{LoraConfig, WeightPolicy, WeightStorage, matches_name};
