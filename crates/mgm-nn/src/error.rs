@@ -64,9 +64,27 @@ impl Error {
     pub(crate) fn format(file: impl Into<String>, message: impl Into<String>) -> Self {
         Self::Format {
             file: file.into(),
-            message: message.into(),
+            message: one_line(message.into()),
         }
     }
+}
+
+/// Messages may quote what a damaged file calls its tensors: without line breaks, and not without end.
+fn one_line(message: String) -> String {
+    const MOST: usize = 500;
+    let mut out = String::with_capacity(message.len().min(MOST));
+    for character in message.chars() {
+        if out.len() >= MOST {
+            out.push('…');
+            break;
+        }
+        if character.is_control() {
+            out.extend(character.escape_default());
+        } else {
+            out.push(character);
+        }
+    }
+    out
 }
 
 impl From<Error> for candle_core::Error {

@@ -10,11 +10,13 @@ use super::element_type::ElementType;
 use super::gguf::{GgufFile, GgufMetadata};
 use super::safetensors_file::SafetensorsFile;
 use super::stored::{StoredTensor, element_type};
+use super::torch::TorchFile;
 use crate::Result;
 
 pub(super) enum Layer {
     Safetensors(SafetensorsFile),
     Gguf(GgufFile),
+    Torch(TorchFile),
     Tensors {
         label: String,
         tensors: HashMap<String, Tensor>,
@@ -57,6 +59,7 @@ impl Layer {
         match self {
             Self::Safetensors(file) => file.label(),
             Self::Gguf(file) => file.label(),
+            Self::Torch(file) => file.label(),
             Self::Tensors { label, .. } => label,
             Self::Renamed { inner, .. } => inner.label(),
         }
@@ -66,6 +69,7 @@ impl Layer {
         match self {
             Self::Safetensors(file) => Box::new(file.names()),
             Self::Gguf(file) => Box::new(file.names()),
+            Self::Torch(file) => Box::new(file.names()),
             Self::Tensors { tensors, .. } => Box::new(tensors.keys()),
             Self::Renamed { names, .. } => Box::new(names.keys()),
         }
@@ -75,6 +79,7 @@ impl Layer {
         match self {
             Self::Safetensors(file) => file.entry(name),
             Self::Gguf(file) => file.entry(name),
+            Self::Torch(file) => file.entry(name),
             Self::Tensors { tensors, .. } => tensors.get(name).map(|tensor| {
                 let element_type = element_type(tensor.dtype());
                 Entry {
@@ -91,6 +96,7 @@ impl Layer {
         match self {
             Self::Safetensors(file) => file.get(name),
             Self::Gguf(file) => file.get(name),
+            Self::Torch(file) => file.get(name),
             Self::Tensors { tensors, .. } => Ok(tensors.get(name).map(StoredTensor::from_tensor)),
             Self::Renamed { inner, names } => match names.get(name) {
                 Some(old) => inner.get(old),
@@ -103,6 +109,7 @@ impl Layer {
     pub(super) fn rows(&self, name: &str, rows: Range<usize>) -> Result<Option<StoredTensor>> {
         match self {
             Self::Gguf(file) => file.rows(name, rows),
+            Self::Torch(file) => file.rows(name, rows),
             Self::Renamed { inner, names } => match names.get(name) {
                 Some(old) => inner.rows(old, rows),
                 None => Ok(None),
@@ -119,6 +126,7 @@ impl Layer {
         match self {
             Self::Safetensors(file) => file.release(name),
             Self::Gguf(file) => file.release(name),
+            Self::Torch(file) => file.release(name),
             Self::Tensors { .. } => {}
             Self::Renamed { inner, names } => {
                 if let Some(old) = names.get(name) {

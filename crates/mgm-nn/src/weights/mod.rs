@@ -12,7 +12,7 @@ mod safetensors_file;
 mod save;
 mod source;
 pub(crate) mod stored;
-mod torch_file;
+mod torch;
 
 pub use element_type::{ElementType, TensorInfo};
 pub use gguf::{GgufMetadata, GgufTensor, GgufValue, GgufValueOut, GgufWriter};

@@ -16,7 +16,7 @@ use super::parameters::Parameters;
 use super::policy::WeightPolicy;
 use super::safetensors_file::{SafetensorsFile, indexed_files};
 use super::stored::StoredTensor;
-use super::torch_file;
+use super::torch::TorchFile;
 use crate::{Error, Result};
 
 /// Whether a linear layer has a bias.
@@ -128,11 +128,7 @@ impl WeightSource {
                 _ => vec![path.clone()],
             };
             for file in files {
-                let tensors = torch_file::read(&file)?;
-                layers.push(Layer::Tensors {
-                    label: file.display().to_string(),
-                    tensors,
-                });
+                layers.push(Layer::Torch(TorchFile::open(&file)?));
             }
         }
         Ok(Self::from_layers(layers))
@@ -385,6 +381,9 @@ impl WeightSource {
                 layer.label(),
                 format!("tensor {name} has {count} rows, asked for {rows:?}"),
             ));
+        }
+        if rows.is_empty() {
+            return Ok(Vec::new());
         }
         let Some(tensor) = layer.rows(&name, rows)? else {
             return Err(self.missing(&name));
