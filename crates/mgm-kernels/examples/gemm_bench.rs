@@ -55,7 +55,7 @@ fn main() {
         if level == Level::Portable || only.as_deref().is_some_and(|name| name != level.name()) {
             continue;
         }
-        for t in [WeightType::Bf16, WeightType::F32] {
+        for t in [WeightType::Bf16, WeightType::F16, WeightType::F32] {
             for (n, k) in [
                 (576, 576),
                 (192, 576),

@@ -1,9 +1,9 @@
 //! Normalisation, softmax, activations and dtype conversion over rows and slices.
 
-use half::bf16;
+use half::{bf16, f16};
 
 use crate::level::{Level, level};
-use crate::math::{self, multiversion};
+use crate::math::{self, multiversion, narrow_half, widen_half};
 
 /// Sum with 16 partial sums, which vectorises and keeps the rounding error of a long row small.
 #[inline(always)]
@@ -330,6 +330,36 @@ pub fn f32_to_bf16(x: &[f32], out: &mut [bf16]) {
 pub fn bf16_to_f32(x: &[bf16], out: &mut [f32]) {
     assert_eq!(x.len(), out.len(), "bf16_to_f32: lengths");
     from_bf16_at(level(), x, out);
+}
+
+#[inline(always)]
+fn to_f16_slice<const FMA: bool>(x: &[f32], out: &mut [f16]) {
+    for (o, &v) in out.iter_mut().zip(x) {
+        *o = f16::from_bits(narrow_half(v));
+    }
+}
+
+multiversion!(fn to_f16_at(x: &[f32], out: &mut [f16]) = to_f16_slice);
+
+#[inline(always)]
+fn from_f16_slice<const FMA: bool>(x: &[f16], out: &mut [f32]) {
+    for (o, v) in out.iter_mut().zip(x) {
+        *o = widen_half(v.to_bits());
+    }
+}
+
+multiversion!(fn from_f16_at(x: &[f16], out: &mut [f32]) = from_f16_slice);
+
+/// Rounds `f32` to `f16`, to nearest even; what is too large becomes infinite.
+pub fn f32_to_f16(x: &[f32], out: &mut [f16]) {
+    assert_eq!(x.len(), out.len(), "f32_to_f16: lengths");
+    to_f16_at(level(), x, out);
+}
+
+/// Widens `f16` to `f32`, exactly.
+pub fn f16_to_f32(x: &[f16], out: &mut [f32]) {
+    assert_eq!(x.len(), out.len(), "f16_to_f32: lengths");
+    from_f16_at(level(), x, out);
 }
 
 #[cfg(test)]

@@ -114,6 +114,42 @@ pub(crate) fn normal_cdf<const FMA: bool>(x: f32) -> f32 {
     if a < 0.5 { inner } else { outer }
 }
 
+/// `f16` bits to `f32`, exact for every value including subnormals.
+#[inline(always)]
+pub(crate) fn widen_half(bits: u16) -> f32 {
+    let bits = u32::from(bits);
+    let sign = (bits & 0x8000) << 16;
+    let magnitude = bits & 0x7fff;
+    // Exponent and mantissa moved into place, then scaled by 2^112 to correct the bias; subnormals come out right too.
+    let value = f32::from_bits(magnitude << 13) * f32::from_bits((254 - 15) << 23);
+    let value = if magnitude >= 0x7c00 {
+        f32::from_bits(0x7f80_0000 | (magnitude & 0x3ff) << 13)
+    } else {
+        value
+    };
+    f32::from_bits(value.to_bits() | sign)
+}
+
+/// `f16` bits of `value`, rounded to nearest even, infinite beyond the largest; a NaN stays one.
+#[inline(always)]
+pub(crate) fn narrow_half(value: f32) -> u16 {
+    let bits = value.to_bits();
+    let magnitude = bits & 0x7fff_ffff;
+    // Out of range becomes infinite, in range nothing changes: ·2¹¹²·2⁻¹¹⁰, with the factor 4 in the bias below.
+    let scaled =
+        f32::from_bits(magnitude) * f32::from_bits(0x7780_0000) * f32::from_bits(0x0880_0000);
+    // Adding a power of two 2¹³ times as large as the last place of the result rounds the sum there, subnormals included.
+    let exponent = (magnitude & 0x7f80_0000).max(0x3880_0000);
+    let sum = (f32::from_bits(exponent + 0x0780_0000) + scaled).to_bits();
+    let rounded = (sum >> 13 & 0x7c00) + (sum & 0x0fff);
+    let rounded = if magnitude > 0x7f80_0000 {
+        0x7e00
+    } else {
+        rounded
+    };
+    (rounded | bits >> 16 & 0x8000) as u16
+}
+
 /// Compiles one loop for each level and calls the best one.
 ///
 /// `multiversion!(level, name::<FMA>(arguments))` with `#[inline(always)] fn name<const FMA: bool>(...)`.

@@ -1,7 +1,7 @@
 //! Norms, softmax, activations and conversions against double precision. The process-wide level is used here; the
 //! activations are run at every level through the products' epilogue too.
 
-use half::bf16;
+use half::{bf16, f16};
 use mgm_kernels::elementwise::*;
 
 /// Values over the whole range that matters, dense near zero, with the special ones.
@@ -208,5 +208,37 @@ fn bf16_conversion_is_exact_and_rounds_to_even() {
     f32_to_bf16(&values, &mut rounded);
     for (v, r) in values.iter().zip(rounded) {
         assert_eq!(r.to_bits(), bf16::from_f32(*v).to_bits(), "{v}");
+    }
+}
+
+#[test]
+fn f16_conversion_is_exact_and_rounds_to_even() {
+    let every: Vec<f16> = (0..=u16::MAX).map(f16::from_bits).collect();
+    let mut wide = vec![0.0; every.len()];
+    f16_to_f32(&every, &mut wide);
+    for (half, wide) in every.iter().zip(&wide) {
+        let same = half.to_f32().to_bits() == wide.to_bits();
+        assert!(same || (half.is_nan() && wide.is_nan()), "{half:?} {wide}");
+    }
+    // The numbers themselves, the ties between neighbours, and what lies just beside a tie.
+    let mut values: Vec<f32> = wide.iter().copied().filter(|v| v.is_finite()).collect();
+    for bits in 0..0x7c00u16 {
+        let pair = [bits, bits + 1].map(|bits| f64::from(f16::from_bits(bits).to_f32()));
+        let upper = if pair[1].is_finite() {
+            pair[1]
+        } else {
+            65536.0
+        };
+        let tie = ((pair[0] + upper) / 2.0) as f32;
+        values.extend([tie, tie.next_up(), tie.next_down()]);
+        values.extend([-tie, -tie.next_up(), -tie.next_down()]);
+    }
+    values.extend((0..300_000u32).map(|i| f32::from_bits(i.wrapping_mul(2_654_435_761))));
+    values.extend([f32::INFINITY, f32::NEG_INFINITY, f32::NAN]);
+    let mut rounded = vec![f16::ZERO; values.len()];
+    f32_to_f16(&values, &mut rounded);
+    for (v, r) in values.iter().zip(rounded) {
+        let same = r.to_bits() == f16::from_f32(*v).to_bits();
+        assert!(same || (r.is_nan() && v.is_nan()), "{v} {r:?}");
     }
 }

@@ -1,6 +1,6 @@
 //! Matrix products against a scalar reference, odd shapes, every level of the machine.
 
-use half::bf16;
+use half::{bf16, f16};
 use mgm_kernels::gemm::{Activation, Epilogue, PackedWeight, WeightType, gemm_at, matmul_at};
 use mgm_kernels::level::{Level, available, has_avx512_bf16};
 
@@ -29,6 +29,17 @@ impl Random {
 fn round(values: &[f32]) -> Vec<f32> {
     values.iter().map(|&v| bf16::from_f32(v).to_f32()).collect()
 }
+
+/// What a weight of this type holds of `values`.
+fn stored(t: WeightType, values: &[f32]) -> Vec<f32> {
+    match t {
+        WeightType::F32 => values.to_vec(),
+        WeightType::F16 => values.iter().map(|&v| f16::from_f32(v).to_f32()).collect(),
+        WeightType::Bf16 => round(values),
+    }
+}
+
+const TYPES: [WeightType; 3] = [WeightType::F32, WeightType::F16, WeightType::Bf16];
 
 fn reference(
     m: usize,
@@ -82,11 +93,11 @@ fn gemm_matches_the_reference_on_every_level() {
     }
     shapes.push((431, 97, 65));
     for level in available() {
-        for t in [WeightType::F32, WeightType::Bf16] {
+        for t in TYPES {
             for &(m, n, k) in &shapes {
                 let (x, w, bias) = (random.values(m * k), random.values(n * k), random.values(n));
                 let packed = PackedWeight::pack(n, k, &w, t);
-                let w = if t == WeightType::Bf16 { round(&w) } else { w };
+                let w = stored(t, &w);
                 let exact_x = if rounds_rows(level, t) {
                     round(&x)
                 } else {
@@ -191,17 +202,9 @@ fn packing_round_trips_and_transposes() {
     for (n, k) in [(1, 1), (3, 5), (32, 32), (33, 31), (100, 77), (64, 200)] {
         let w = random.values(n * k);
         let w_kn: Vec<f32> = (0..k * n).map(|i| w[(i % n) * k + i / n]).collect();
-        for t in [WeightType::F32, WeightType::Bf16] {
-            let want = if t == WeightType::Bf16 {
-                round(&w)
-            } else {
-                w.clone()
-            };
-            let want_kn = if t == WeightType::Bf16 {
-                round(&w_kn)
-            } else {
-                w_kn.clone()
-            };
+        for t in TYPES {
+            let want = stored(t, &w);
+            let want_kn = stored(t, &w_kn);
             let packed = PackedWeight::pack(n, k, &w, t);
             assert_eq!(packed.unpack(), want);
             assert_eq!(PackedWeight::pack_transposed(n, k, &w_kn, t).unpack(), want);
@@ -211,7 +214,12 @@ fn packing_round_trips_and_transposes() {
             let halves: Vec<bf16> = w.iter().map(|&v| bf16::from_f32(v)).collect();
             assert_eq!(
                 PackedWeight::pack_bf16(n, k, &halves, t).unpack(),
-                round(&w)
+                stored(t, &round(&w))
+            );
+            let halves: Vec<f16> = w.iter().map(|&v| f16::from_f32(v)).collect();
+            assert_eq!(
+                PackedWeight::pack_f16(n, k, &halves, t).unpack(),
+                stored(t, &stored(WeightType::F16, &w))
             );
         }
     }
@@ -277,6 +285,30 @@ fn matmul_matches_in_all_four_orientations() {
             }
         }
     }
+}
+
+#[test]
+fn extreme_half_weights_are_stored_as_rounded() {
+    // Subnormals, ties, the largest value, what rounds to infinity, and signed zeros.
+    let w = [
+        0.0,
+        -0.0,
+        5.960_464_5e-8,
+        2.9e-8,
+        -3.1e-8,
+        6.103_515_6e-5,
+        1.000_488_3,
+        1.001_464_8,
+        65504.0,
+        65519.9,
+        65520.0,
+        -1e9,
+        f32::INFINITY,
+        1e-30,
+    ];
+    let packed = PackedWeight::pack(1, w.len(), &w, WeightType::F16);
+    let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+    assert_eq!(bits(&packed.unpack()), bits(&stored(WeightType::F16, &w)));
 }
 
 #[test]

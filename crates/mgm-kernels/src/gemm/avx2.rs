@@ -103,6 +103,37 @@ unsafe fn f32_rows<const ROWS: usize>(arguments: &MicroArguments) {
     }
 }
 
+/// f16 weights widened to `f32`.
+///
+/// # Safety
+/// See [`MicroArguments`]; needs AVX2, FMA and F16C.
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn f16_rows<const ROWS: usize>(arguments: &MicroArguments) {
+    let mut first = 0;
+    while first < arguments.columns {
+        let mut sums = [[_mm256_setzero_ps(); 2]; ROWS];
+        let mut a = arguments.a.cast::<f32>();
+        let mut b = arguments.b.wrapping_add(2 * first);
+        for _ in 0..arguments.steps {
+            // SAFETY: a packed f16 panel has 32 values at each step, `a` has ROWS.
+            unsafe {
+                let w: [__m256; 2] =
+                    std::array::from_fn(|v| _mm256_cvtph_ps(_mm_loadu_si128(b.add(16 * v).cast())));
+                for i in 0..ROWS {
+                    let x = _mm256_set1_ps(*a.add(i));
+                    sums[i][0] = _mm256_fmadd_ps(x, w[0], sums[i][0]);
+                    sums[i][1] = _mm256_fmadd_ps(x, w[1], sums[i][1]);
+                }
+            }
+            a = a.wrapping_add(ROWS);
+            b = b.wrapping_add(4 * arguments.ldb);
+        }
+        // SAFETY: passed on.
+        unsafe { store(arguments, first, &sums) };
+        first += 16;
+    }
+}
+
 /// bf16 weights widened to `f32`.
 ///
 /// # Safety
@@ -148,6 +179,16 @@ pub(crate) static F32: [MicroKernel; 6] = [
     f32_rows::<4>,
     f32_rows::<5>,
     f32_rows::<6>,
+];
+
+/// f16-weight microkernels for 1..=6 rows.
+pub(crate) static F16: [MicroKernel; 6] = [
+    f16_rows::<1>,
+    f16_rows::<2>,
+    f16_rows::<3>,
+    f16_rows::<4>,
+    f16_rows::<5>,
+    f16_rows::<6>,
 ];
 
 /// bf16-weight microkernels for 1..=6 rows.

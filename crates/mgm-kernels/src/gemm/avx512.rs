@@ -51,26 +51,39 @@ unsafe fn store<const ROWS: usize, const VECTORS: usize, const SPLIT: usize>(
     }
 }
 
+/// `f32` weights, or f16 ones widened to `f32`.
+///
 /// # Safety
-/// See [`MicroArguments`].
+/// See [`MicroArguments`]; with HALF, `b` is a packed f16 panel.
 #[inline]
 #[target_feature(enable = "avx512f")]
-unsafe fn f32_tile<const ROWS: usize, const VECTORS: usize, const SPLIT: usize>(
+unsafe fn f32_tile<
+    const ROWS: usize,
+    const VECTORS: usize,
+    const SPLIT: usize,
+    const HALF: bool,
+>(
     arguments: &MicroArguments,
 ) {
     let masks = masks(arguments.columns);
     let mut sums = [[[_mm512_setzero_ps(); VECTORS]; ROWS]; SPLIT];
     let mut a = arguments.a.cast::<f32>();
-    let mut b = arguments.b.cast::<f32>();
+    let mut b = arguments.b;
     let mut step = |sums: &mut [[__m512; VECTORS]; ROWS]| {
-        // SAFETY: `b` has `columns` values (masked), `a` has ROWS values at each step. The prefetch may go anywhere.
+        // SAFETY: `b` has `columns` `f32` values (masked) or 32 f16 ones, `a` has ROWS values at each step. The prefetch
+        // may go anywhere.
         unsafe {
-            _mm_prefetch::<_MM_HINT_T0>(b.wrapping_byte_add(PREFETCH).cast());
-            if VECTORS == 2 {
-                _mm_prefetch::<_MM_HINT_T0>(b.wrapping_byte_add(PREFETCH + 64).cast());
+            _mm_prefetch::<_MM_HINT_T0>(b.wrapping_add(PREFETCH).cast());
+            if VECTORS == 2 && !HALF {
+                _mm_prefetch::<_MM_HINT_T0>(b.wrapping_add(PREFETCH + 64).cast());
             }
-            let w: [__m512; VECTORS] =
-                std::array::from_fn(|v| _mm512_maskz_loadu_ps(masks[v], b.wrapping_add(16 * v)));
+            let w: [__m512; VECTORS] = std::array::from_fn(|v| {
+                if HALF {
+                    _mm512_cvtph_ps(_mm256_loadu_si256(b.add(32 * v).cast()))
+                } else {
+                    _mm512_maskz_loadu_ps(masks[v], b.wrapping_add(64 * v).cast())
+                }
+            });
             for i in 0..ROWS {
                 let x = _mm512_set1_ps(*a.add(i));
                 for v in 0..VECTORS {
@@ -79,7 +92,7 @@ unsafe fn f32_tile<const ROWS: usize, const VECTORS: usize, const SPLIT: usize>(
             }
         }
         a = a.wrapping_add(ROWS);
-        b = b.wrapping_add(arguments.ldb);
+        b = b.wrapping_add(4 * arguments.ldb);
     };
     for _ in 0..arguments.steps / SPLIT {
         for part in &mut sums {
@@ -170,15 +183,17 @@ unsafe fn bf16_tile<const ROWS: usize, const VECTORS: usize, const SPLIT: usize>
 }
 
 /// # Safety
-/// See [`MicroArguments`]; needs AVX-512.
+/// See [`MicroArguments`]; needs AVX-512. With HALF, `b` is a packed f16 panel.
 #[target_feature(enable = "avx512f")]
-unsafe fn f32_rows<const ROWS: usize, const SPLIT: usize>(arguments: &MicroArguments) {
+unsafe fn f32_rows<const ROWS: usize, const SPLIT: usize, const HALF: bool>(
+    arguments: &MicroArguments,
+) {
     // SAFETY: passed on.
     unsafe {
         if arguments.columns > 16 {
-            f32_tile::<ROWS, 2, SPLIT>(arguments);
+            f32_tile::<ROWS, 2, SPLIT, HALF>(arguments);
         } else {
-            f32_tile::<ROWS, 1, SPLIT>(arguments);
+            f32_tile::<ROWS, 1, SPLIT, HALF>(arguments);
         }
     }
 }
@@ -213,20 +228,38 @@ unsafe fn bf16_rows<const ROWS: usize, const SPLIT: usize>(arguments: &MicroArgu
 
 /// `f32` microkernels for 1..=14 rows. Few rows split the sums along k, to hide the latency of the multiply-adds.
 pub(crate) static F32: [MicroKernel; 14] = [
-    f32_rows::<1, 4>,
-    f32_rows::<2, 4>,
-    f32_rows::<3, 2>,
-    f32_rows::<4, 2>,
-    f32_rows::<5, 1>,
-    f32_rows::<6, 1>,
-    f32_rows::<7, 1>,
-    f32_rows::<8, 1>,
-    f32_rows::<9, 1>,
-    f32_rows::<10, 1>,
-    f32_rows::<11, 1>,
-    f32_rows::<12, 1>,
-    f32_rows::<13, 1>,
-    f32_rows::<14, 1>,
+    f32_rows::<1, 4, false>,
+    f32_rows::<2, 4, false>,
+    f32_rows::<3, 2, false>,
+    f32_rows::<4, 2, false>,
+    f32_rows::<5, 1, false>,
+    f32_rows::<6, 1, false>,
+    f32_rows::<7, 1, false>,
+    f32_rows::<8, 1, false>,
+    f32_rows::<9, 1, false>,
+    f32_rows::<10, 1, false>,
+    f32_rows::<11, 1, false>,
+    f32_rows::<12, 1, false>,
+    f32_rows::<13, 1, false>,
+    f32_rows::<14, 1, false>,
+];
+
+/// f16-weight microkernels for 1..=14 rows.
+pub(crate) static F16: [MicroKernel; 14] = [
+    f32_rows::<1, 4, true>,
+    f32_rows::<2, 4, true>,
+    f32_rows::<3, 2, true>,
+    f32_rows::<4, 2, true>,
+    f32_rows::<5, 1, true>,
+    f32_rows::<6, 1, true>,
+    f32_rows::<7, 1, true>,
+    f32_rows::<8, 1, true>,
+    f32_rows::<9, 1, true>,
+    f32_rows::<10, 1, true>,
+    f32_rows::<11, 1, true>,
+    f32_rows::<12, 1, true>,
+    f32_rows::<13, 1, true>,
+    f32_rows::<14, 1, true>,
 ];
 
 /// bf16-weight microkernels for 1..=12 rows, for processors without BF16 products.
@@ -368,6 +401,48 @@ pub(crate) fn pack_f32(
                 stride,
             )
         };
+    }
+}
+
+/// Interleaves `rows` (1..=16) contiguous rows of `k` values as f16: value `p` of row `i` goes to `out[p · stride + i]`.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+pub(crate) fn pack_f16(
+    rows: usize,
+    k: usize,
+    source: &[f32],
+    row_stride: usize,
+    out: &mut [u16],
+    stride: usize,
+) {
+    assert!(fits(
+        rows,
+        k,
+        row_stride,
+        source.len(),
+        k,
+        stride,
+        out.len()
+    ));
+    let row_mask = ((1u32 << rows) - 1) as __mmask16;
+    for p in (0..k).step_by(16) {
+        let steps = (k - p).min(16);
+        let mask = ((1u32 << steps) - 1) as __mmask16;
+        let mut r = [_mm512_setzero_si512(); 16];
+        for (i, r) in r.iter_mut().enumerate().take(rows) {
+            // SAFETY: in bounds by the assertion, masked to the values left in the row.
+            *r = unsafe {
+                _mm512_maskz_loadu_epi32(mask, source.as_ptr().add(i * row_stride + p).cast())
+            };
+        }
+        for (q, group) in transpose(r).into_iter().enumerate().take(steps) {
+            const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+            let halves = _mm512_cvtps_ph::<NEAREST>(_mm512_castsi512_ps(group));
+            // SAFETY: group `p + q` is in bounds by the assertion, masked to `rows` values.
+            unsafe {
+                let to = out.as_mut_ptr().add((p + q) * stride).cast();
+                _mm256_mask_storeu_epi16(to, row_mask, halves);
+            }
+        }
     }
 }
 

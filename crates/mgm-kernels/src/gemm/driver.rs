@@ -70,7 +70,7 @@ pub(crate) fn product_with(
     let panels = Panels::Memory {
         data: w.data(),
         panel_stride: w.panel_bytes(),
-        ldb: PANEL,
+        ldb: w.panel_step(),
     };
     run(
         level,

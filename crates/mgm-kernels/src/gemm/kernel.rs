@@ -13,7 +13,7 @@ use crate::level::Level;
 ///   `[rows][2]` for [`RowFormat::Bf16Pairs`]; for [`RowFormat::Bf16Rows`] it is 32 readable rows at distance `lda` bytes
 ///   with `steps` pairs each, rounded up to a multiple of 16 pairs, zero beyond `k`;
 /// - `b` holds `steps` rows of `ldb` 4-byte units; each row has at least `columns` readable ones. Packed bf16 panels have
-///   32 in every row;
+///   32 pairs in every row, packed f16 panels 32 values;
 /// - `c` has `rows` rows at distance `ldc`, each with `columns` writable elements, exclusive to this call;
 /// - `bias` is null or has `columns` elements; `1 <= columns <= 32`.
 pub(crate) struct MicroArguments {
@@ -91,7 +91,11 @@ pub(crate) fn family(level: Level, weight_type: WeightType, m: usize) -> Family 
             (Level::Avx512 | Level::Amx, WeightType::Bf16) => {
                 return Family::new(&avx512::WIDEN, RowFormat::F32Pairs);
             }
+            (Level::Avx512 | Level::Amx, WeightType::F16) => {
+                return Family::new(&avx512::F16, RowFormat::F32);
+            }
             (Level::Avx2, WeightType::F32) => return Family::new(&avx2::F32, RowFormat::F32),
+            (Level::Avx2, WeightType::F16) => return Family::new(&avx2::F16, RowFormat::F32),
             (Level::Avx2, WeightType::Bf16) => {
                 return Family::new(&avx2::WIDEN, RowFormat::F32Pairs);
             }
@@ -101,6 +105,7 @@ pub(crate) fn family(level: Level, weight_type: WeightType, m: usize) -> Family 
     let _ = (level, m);
     match weight_type {
         WeightType::F32 => Family::new(&portable::F32, RowFormat::F32),
+        WeightType::F16 => Family::new(&portable::F16, RowFormat::F32),
         WeightType::Bf16 => Family::new(&portable::BF16, RowFormat::F32Pairs),
     }
 }

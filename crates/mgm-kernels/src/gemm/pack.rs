@@ -1,10 +1,10 @@
 //! Packed weights: panels of 32 output columns, input features in pairs.
 //!
-//! Panel `j` holds the output columns `32j..32j + 32` contiguously. An `f32` panel is `[k][32]`; a `bf16` panel is
+//! Panel `j` holds the output columns `32j..32j + 32` contiguously. An `f32` or `f16` panel is `[k][32]`; a `bf16` panel is
 //! `[k/2][32][2]`: one step of `vdpbf16ps` takes 128 consecutive bytes, and 16 steps are two AMX tiles side by side
-//! (row stride 128 bytes). Both are zero padded to a multiple of 32 in `n` and `k`.
+//! (row stride 128 bytes). All are zero padded to a multiple of 32 in `n` and `k`.
 
-use half::bf16;
+use half::{bf16, f16};
 use rayon::prelude::*;
 
 use crate::buffer::{Aligned, with_scratch};
@@ -12,6 +12,7 @@ use crate::elementwise::bf16_bits;
 #[cfg(target_arch = "x86_64")]
 use crate::level::has_avx512_bf16;
 use crate::level::{Level, level};
+use crate::math::{narrow_half, widen_half};
 
 /// Output columns of one panel.
 pub(crate) const PANEL: usize = 32;
@@ -23,6 +24,8 @@ pub(crate) const K_ALIGN: usize = 32;
 pub enum WeightType {
     /// 32-bit floats.
     F32,
+    /// 16-bit IEEE floats; products are those of the widened values, in 32 bits.
+    F16,
     /// bfloat16; products accumulate in 32 bits.
     Bf16,
 }
@@ -31,7 +34,7 @@ impl WeightType {
     fn bytes(self) -> usize {
         match self {
             Self::F32 => 4,
-            Self::Bf16 => 2,
+            Self::F16 | Self::Bf16 => 2,
         }
     }
 }
@@ -68,6 +71,18 @@ impl PackedWeight {
         })
     }
 
+    /// Packs row-major `f16` `w [n, k]`; exact in `F16` and `F32`.
+    pub fn pack_f16(n: usize, k: usize, w: &[f16], t: WeightType) -> Self {
+        assert_eq!(
+            w.len(),
+            n * k,
+            "PackedWeight::pack_f16: expected {n}×{k} elements"
+        );
+        Self::fill(n, k, t, |j, row| {
+            crate::elementwise::f16_to_f32(&w[j * k..][..k], row)
+        })
+    }
+
     /// Packs the matrix whose transpose `w_kn` is given row-major as `[k, n]`.
     pub fn pack_transposed(n: usize, k: usize, w_kn: &[f32], t: WeightType) -> Self {
         assert_eq!(
@@ -95,6 +110,14 @@ impl PackedWeight {
                                 &mut bytes[p * PANEL * 4..][..PANEL * 4],
                             );
                             out[..columns].copy_from_slice(row);
+                        }
+                        WeightType::F16 => {
+                            let out = bytemuck::cast_slice_mut::<u8, u16>(
+                                &mut bytes[p * PANEL * 2..][..PANEL * 2],
+                            );
+                            for (o, &value) in out.iter_mut().zip(row) {
+                                *o = narrow_half(value);
+                            }
                         }
                         WeightType::Bf16 => {
                             let out = bytemuck::cast_slice_mut::<u8, u16>(
@@ -172,6 +195,14 @@ impl PackedWeight {
         self.weight_type
     }
 
+    /// 4-byte units from one step of a panel to the next.
+    pub(crate) fn panel_step(&self) -> usize {
+        match self.weight_type {
+            WeightType::F32 | WeightType::Bf16 => PANEL,
+            WeightType::F16 => PANEL / 2,
+        }
+    }
+
     /// Bytes of one panel.
     pub(crate) fn panel_bytes(&self) -> usize {
         PANEL * self.k.next_multiple_of(K_ALIGN) * self.weight_type.bytes()
@@ -202,9 +233,14 @@ impl PackedWeight {
                 for (tile, to) in bytes.chunks_exact_mut(block).enumerate() {
                     let from = &source[tile * source_panel + panel * block..][..block];
                     match t {
-                        WeightType::F32 => {
-                            transpose_f32(bytemuck::cast_slice(from), bytemuck::cast_slice_mut(to))
-                        }
+                        WeightType::F32 => transpose_block::<u32>(
+                            bytemuck::cast_slice(from),
+                            bytemuck::cast_slice_mut(to),
+                        ),
+                        WeightType::F16 => transpose_block::<u16>(
+                            bytemuck::cast_slice(from),
+                            bytemuck::cast_slice_mut(to),
+                        ),
                         WeightType::Bf16 => transpose_pairs(
                             bytemuck::cast_slice(from),
                             bytemuck::cast_slice_mut(to),
@@ -232,6 +268,12 @@ impl PackedWeight {
                             let panel: &[f32] = bytemuck::cast_slice(panel);
                             for (p, value) in row.iter_mut().enumerate() {
                                 *value = panel[p * PANEL + c];
+                            }
+                        }
+                        WeightType::F16 => {
+                            let panel: &[u16] = bytemuck::cast_slice(panel);
+                            for (p, value) in row.iter_mut().enumerate() {
+                                *value = widen_half(panel[p * PANEL + c]);
                             }
                         }
                         WeightType::Bf16 => {
@@ -298,6 +340,12 @@ fn pack_columns_fast(
                 unsafe { super::avx512::pack_f32(count, k, values, k, panel, PANEL) };
                 return true;
             }
+            WeightType::F16 => {
+                let panel = &mut bytemuck::cast_slice_mut::<u8, u16>(panel)[first..];
+                // SAFETY: the machine has this level.
+                unsafe { super::avx512::pack_f16(count, k, values, k, panel, PANEL) };
+                return true;
+            }
             WeightType::Bf16 if has_avx512_bf16() => {
                 let panel = &mut bytemuck::cast_slice_mut::<u8, u32>(panel)[first..];
                 // SAFETY: the machine has this level and BF16.
@@ -320,6 +368,12 @@ fn pack_column(t: WeightType, panel: &mut [u8], c: usize, values: &[f32]) {
                 row[c] = value;
             }
         }
+        WeightType::F16 => {
+            let panel: &mut [u16] = bytemuck::cast_slice_mut(panel);
+            for (row, &value) in panel.chunks_exact_mut(PANEL).zip(values) {
+                row[c] = narrow_half(value);
+            }
+        }
         WeightType::Bf16 => {
             let panel: &mut [u32] = bytemuck::cast_slice_mut(panel);
             let (pairs, last) = values.as_chunks::<2>();
@@ -334,7 +388,8 @@ fn pack_column(t: WeightType, panel: &mut [u8], c: usize, values: &[f32]) {
     }
 }
 
-fn transpose_f32(from: &[f32], to: &mut [f32]) {
+/// Transposes one 32×32 block.
+fn transpose_block<T: Copy>(from: &[T], to: &mut [T]) {
     for (c, row) in to.chunks_exact_mut(PANEL).enumerate() {
         for (p, value) in row.iter_mut().enumerate() {
             *value = from[p * PANEL + c];

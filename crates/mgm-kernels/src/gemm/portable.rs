@@ -2,6 +2,7 @@
 
 use super::kernel::{MicroArguments, MicroKernel};
 use super::pack::PANEL;
+use crate::math::widen_half;
 
 /// Largest number of rows of a portable microkernel.
 pub(crate) const MAX_ROWS: usize = 4;
@@ -23,6 +24,32 @@ unsafe fn f32_rows<const ROWS: usize>(arguments: &MicroArguments) {
                 column.as_mut_ptr(),
                 arguments.columns,
             );
+            for (i, sums) in sums.iter_mut().enumerate() {
+                let x = *a.add(step * ROWS + i);
+                for (sum, w) in sums.iter_mut().zip(column) {
+                    *sum += x * w;
+                }
+            }
+        }
+    }
+    // SAFETY: passed on.
+    unsafe { store(arguments, &sums) }
+}
+
+/// The same with `b [steps][2·ldb]` in f16.
+///
+/// # Safety
+/// See [`MicroArguments`].
+unsafe fn f16_rows<const ROWS: usize>(arguments: &MicroArguments) {
+    let mut sums = [[0.0f32; PANEL]; ROWS];
+    let a = arguments.a.cast::<f32>();
+    for step in 0..arguments.steps {
+        let mut halves = [0u16; PANEL];
+        // SAFETY: `b` is a packed panel: 32 values at each step; `a` has ROWS values (MicroArguments).
+        unsafe {
+            let b = arguments.b.add(step * arguments.ldb * 4).cast::<u16>();
+            std::ptr::copy_nonoverlapping(b, halves.as_mut_ptr(), PANEL);
+            let column = halves.map(widen_half);
             for (i, sums) in sums.iter_mut().enumerate() {
                 let x = *a.add(step * ROWS + i);
                 for (sum, w) in sums.iter_mut().zip(column) {
@@ -84,6 +111,9 @@ unsafe fn store<const ROWS: usize>(arguments: &MicroArguments, sums: &[[f32; PAN
 /// `f32` microkernels for 1..=4 rows.
 pub(crate) static F32: [MicroKernel; MAX_ROWS] =
     [f32_rows::<1>, f32_rows::<2>, f32_rows::<3>, f32_rows::<4>];
+/// f16-weight microkernels for 1..=4 rows.
+pub(crate) static F16: [MicroKernel; MAX_ROWS] =
+    [f16_rows::<1>, f16_rows::<2>, f16_rows::<3>, f16_rows::<4>];
 /// bf16-weight microkernels for 1..=4 rows.
 pub(crate) static BF16: [MicroKernel; MAX_ROWS] = [
     bf16_rows::<1>,

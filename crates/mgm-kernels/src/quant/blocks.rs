@@ -4,29 +4,13 @@ use half::f16;
 
 use super::QuantType;
 use crate::level::level;
-use crate::math::multiversion;
+use crate::math::{multiversion, widen_half};
 
 /// The half float at byte `at`.
 #[inline(always)]
 pub(crate) fn half_at(block: &[u8], at: usize) -> f32 {
     // Not `half`'s conversion: that one tests for a CPU feature at run time on every call.
     widen_half(u16::from_le_bytes([block[at], block[at + 1]]))
-}
-
-/// `f16` bits to `f32`, branch-free, exact for every value including subnormals.
-#[inline(always)]
-fn widen_half(bits: u16) -> f32 {
-    let bits = u32::from(bits);
-    let sign = (bits & 0x8000) << 16;
-    let magnitude = bits & 0x7fff;
-    // Exponent and mantissa moved into place, then scaled by 2^112 to correct the bias; subnormals come out right too.
-    let value = f32::from_bits(magnitude << 13) * f32::from_bits((254 - 15) << 23);
-    let value = if magnitude >= 0x7c00 {
-        f32::from_bits(0x7f80_0000 | (magnitude & 0x3ff) << 13)
-    } else {
-        value
-    };
-    f32::from_bits(value.to_bits() | sign)
 }
 
 /// `f16` bits of `value`, rounded to nearest even.
