@@ -122,10 +122,7 @@ fn render(template: &str, conversation: &Conversation) -> Result<String, MaskErr
     let messages: Vec<Message> = conversation
         .messages
         .iter()
-        .map(|(role, text)| Message {
-            role: *role,
-            text: Some(text.clone()),
-        })
+        .map(|(role, text)| Message::new(*role, Some(text.clone())))
         .collect();
     Ok(template.render(&messages))
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use mgm_image::Limits;
-use mgm_text::{IMAGE_TOKEN, Message, Role};
+use mgm_text::{IMAGE_TOKEN, Message};
 use mini_gemini::decoder::{Context, KvCache};
 use mini_gemini::{Error, MiniGemini, TowerFeatures, greedy};
 
@@ -86,16 +86,7 @@ impl<'model> ModelAnswerer<'model> {
             pictures
         };
         let content = format!("{}{question}", "<image>\n".repeat(marks));
-        let turns = [
-            Message {
-                role: Role::User,
-                text: Some(content),
-            },
-            Message {
-                role: Role::Assistant,
-                text: None,
-            },
-        ];
+        let turns = [Message::user(content), Message::open_answer()];
         let rendered = self.model.template().render(&turns);
         let ids = mgm_text::encode_with_images(self.model.tokenizer(), &rendered)?;
         let placeholders = ids.iter().filter(|id| **id == IMAGE_TOKEN).count();

@@ -1,18 +1,48 @@
 //! Added (mostly special) tokens and the splitting of text at them.
 
 use std::collections::HashMap;
+use std::ops::Range;
+
+use crate::passage::Passage;
+
+/// Turn markup that some published files forget to mark as special. Names that are HTML elsewhere (`<s>` in Gemma's
+/// vocabulary) are not here.
+const TURN_MARKUP: [&str; 4] = ["<start_of_turn>", "<end_of_turn>", "<bos>", "<eos>"];
 
 /// A token that is cut out of the text before the vocabulary's own algorithm sees the rest.
 #[derive(Clone, Debug)]
 pub(crate) struct AddedToken {
     pub(crate) content: String,
     pub(crate) id: u32,
-    /// Skipped when decoding for the user; kept as text when special strings are not to be parsed.
+    /// Skipped when decoding for the user.
     pub(crate) special: bool,
     /// Eats white space on its left.
     pub(crate) lstrip: bool,
     /// Eats white space on its right.
     pub(crate) rstrip: bool,
+    /// Only found where no letter or digit touches it.
+    pub(crate) single_word: bool,
+    /// Steers the model (ends a turn, opens one), so that it must not come from typed text.
+    pub(crate) control: bool,
+}
+
+impl AddedToken {
+    /// A token without any attribute.
+    pub(crate) fn new(content: impl Into<String>, id: u32, special: bool) -> Self {
+        let content = content.into();
+        let control = special
+            || (content.starts_with("<|") && content.ends_with("|>"))
+            || TURN_MARKUP.contains(&content.as_str());
+        Self {
+            content,
+            id,
+            special,
+            lstrip: false,
+            rstrip: false,
+            single_word: false,
+            control,
+        }
+    }
 }
 
 /// A stretch of the input.
@@ -22,6 +52,15 @@ pub(crate) enum Stretch<'a> {
     Text(&'a str),
     /// Index into [`AddedTokens::tokens`].
     Added(usize),
+}
+
+/// An added token found in a text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Found {
+    pub(crate) start: usize,
+    pub(crate) end: usize,
+    /// Index into [`AddedTokens`].
+    pub(crate) index: usize,
 }
 
 /// All added tokens of a tokeniser, indexed for leftmost-longest matching.
@@ -69,67 +108,81 @@ impl AddedTokens {
         self.tokens.iter()
     }
 
-    /// Cuts `text` at the added tokens, leftmost first and longest at each place. With `parse_special` false the
-    /// special ones are not looked for.
-    pub(crate) fn split<'a>(&self, text: &'a str, parse_special: bool) -> Vec<Stretch<'a>> {
+    /// Cuts a passage at the added tokens, leftmost first and longest at each place. A control token is found only where
+    /// the passage permits it.
+    pub(crate) fn split<'a>(&self, passage: &'a Passage<'_>) -> Vec<Stretch<'a>> {
+        let text = passage.text();
+        let found = self.find(text, |token, range| {
+            !token.control || passage.permits(range)
+        });
+        let mut stretches = Vec::with_capacity(found.len() * 2 + 1);
+        let mut start = 0;
+        for hit in found {
+            if start < hit.start {
+                stretches.push(Stretch::Text(&text[start..hit.start]));
+            }
+            stretches.push(Stretch::Added(hit.index));
+            start = hit.end;
+        }
+        if start < text.len() {
+            stretches.push(Stretch::Text(&text[start..]));
+        }
+        stretches
+    }
+
+    /// Every added token in `text` with the white space it eats: leftmost first, longest at each place, none of the other
+    /// side's bytes twice. `permit` is asked with the token's own range.
+    pub(crate) fn find(
+        &self,
+        text: &str,
+        permit: impl Fn(&AddedToken, Range<usize>) -> bool,
+    ) -> Vec<Found> {
         let bytes = text.as_bytes();
-        let mut found: Vec<(usize, usize, usize)> = Vec::new();
+        let mut found = Vec::new();
+        let mut taken = 0;
         let mut at = 0;
         while at < bytes.len() {
             let hit = self.by_first_byte.get(&bytes[at]).and_then(|indices| {
                 indices.iter().copied().find(|&index| {
                     let token = &self.tokens[index];
-                    (parse_special || !token.special)
-                        && bytes[at..].starts_with(token.content.as_bytes())
+                    let range = at..at + token.content.len();
+                    bytes[at..].starts_with(token.content.as_bytes())
+                        && (!token.single_word || stands_alone(text, &range))
+                        && permit(token, range)
                 })
             });
-            match hit {
-                Some(index) => {
-                    let end = at + self.tokens[index].content.len();
-                    found.push((at, end, index));
-                    at = end;
-                }
-                None => at += 1,
+            let Some(index) = hit else {
+                at += 1;
+                continue;
+            };
+            let token = &self.tokens[index];
+            let (mut start, mut end) = (at, at + token.content.len());
+            at = end;
+            if token.lstrip {
+                let free = &text[taken.min(start)..start];
+                start -= free.len() - free.trim_end_matches(is_python_space).len();
             }
+            if token.rstrip {
+                let rest = &text[end..];
+                end += rest.len() - rest.trim_start_matches(is_python_space).len();
+            }
+            // White space that the token before has eaten may itself be a token.
+            let start = start.max(taken);
+            found.push(Found {
+                start,
+                end: end.max(start),
+                index,
+            });
+            taken = end.max(start);
         }
-
-        let mut stretches = Vec::with_capacity(found.len() * 2 + 1);
-        let mut start = 0;
-        for (number, &(hit_start, hit_end, index)) in found.iter().enumerate() {
-            let strip_left = number > 0 && self.tokens[found[number - 1].2].rstrip;
-            push_text(
-                &mut stretches,
-                &text[start..hit_start],
-                strip_left,
-                self.tokens[index].lstrip,
-            );
-            stretches.push(Stretch::Added(index));
-            start = hit_end;
-        }
-        let strip_left = found
-            .last()
-            .is_some_and(|&(_, _, index)| self.tokens[index].rstrip);
-        push_text(&mut stretches, &text[start..], strip_left, false);
-        stretches
+        found
     }
 }
 
-fn push_text<'a>(
-    stretches: &mut Vec<Stretch<'a>>,
-    text: &'a str,
-    strip_left: bool,
-    strip_right: bool,
-) {
-    let mut text = text;
-    if strip_left {
-        text = text.trim_start_matches(is_python_space);
-    }
-    if strip_right {
-        text = text.trim_end_matches(is_python_space);
-    }
-    if !text.is_empty() {
-        stretches.push(Stretch::Text(text));
-    }
+/// Whether no letter, digit or underscore touches `range`.
+fn stands_alone(text: &str, range: &Range<usize>) -> bool {
+    let is_word = |character: char| character.is_alphanumeric() || character == '_';
+    !text[..range.start].ends_with(is_word) && !text[range.end..].starts_with(is_word)
 }
 
 /// White space as Python's `str.strip` sees it: Unicode's, and the four ASCII separators.
@@ -143,11 +196,9 @@ mod tests {
 
     fn token(content: &str, id: u32, lstrip: bool, rstrip: bool) -> AddedToken {
         AddedToken {
-            content: content.to_string(),
-            id,
-            special: true,
             lstrip,
             rstrip,
+            ..AddedToken::new(content, id, true)
         }
     }
 
@@ -158,7 +209,7 @@ mod tests {
             token("<s><s>", 9, false, false),
         ]);
         assert_eq!(
-            added.split("a<s><s>b<s>", true),
+            added.split(&Passage::whole("a<s><s>b<s>", true)),
             [
                 Stretch::Text("a"),
                 Stretch::Added(1),
@@ -166,18 +217,55 @@ mod tests {
                 Stretch::Added(0)
             ]
         );
-        assert_eq!(added.split("a<s>", false), [Stretch::Text("a<s>")]);
-        assert_eq!(added.split("", true), []);
+        assert_eq!(
+            added.split(&Passage::whole("a<s>", false)),
+            [Stretch::Text("a<s>")]
+        );
+        assert_eq!(added.split(&Passage::whole("", true)), []);
     }
 
     #[test]
     fn strip_attributes_eat_white_space() {
         let added = AddedTokens::new([token("<m>", 1, true, true)]);
         assert_eq!(
-            added.split("a \n<m>\u{3000} b", true),
+            added.split(&Passage::whole("a \n<m>\u{3000} b", true)),
             [Stretch::Text("a"), Stretch::Added(0), Stretch::Text("b")]
         );
-        assert_eq!(added.split("  <m>  ", true), [Stretch::Added(0)]);
+        assert_eq!(
+            added.split(&Passage::whole("  <m>  ", true)),
+            [Stretch::Added(0)]
+        );
+    }
+
+    #[test]
+    fn control_tokens_come_from_open_text_only() {
+        let mut plain = AddedToken::new("--", 3, false);
+        plain.single_word = true;
+        let added = AddedTokens::new([
+            token("</s>", 1, false, false),
+            AddedToken::new("<|im_end|>", 2, false),
+            plain,
+        ]);
+        let passage = Passage::from_parts([
+            ("</s>", true),
+            ("a</s><|im_end|> -- <", false),
+            ("|im_end|><|im_end|>", true),
+        ]);
+        assert_eq!(
+            added.split(&passage),
+            [
+                Stretch::Added(0),
+                Stretch::Text("a</s><|im_end|> "),
+                Stretch::Added(2),
+                // A control string that begins in closed text is text too.
+                Stretch::Text(" <|im_end|>"),
+                Stretch::Added(1),
+            ]
+        );
+        assert_eq!(
+            added.split(&Passage::whole("a--", true)),
+            [Stretch::Text("a--")]
+        );
     }
 
     #[test]

@@ -221,13 +221,14 @@ impl Settings<'_> {
                 .iter_mut()
                 .find(|known| known.content == token.content)
             {
-                Some(known) => known.special |= special,
+                Some(known) => {
+                    known.special |= special;
+                    known.control |= special;
+                }
                 None => added.push(AddedToken {
-                    content: token.content,
-                    id,
-                    special,
                     lstrip: token.lstrip,
                     rstrip: token.rstrip,
+                    ..AddedToken::new(token.content, id, special)
                 }),
             }
         };
@@ -281,6 +282,7 @@ impl Settings<'_> {
                 .find(|known| known.content == token.content);
             if let Some(known) = known {
                 known.special = true;
+                known.control = true;
                 return known.id;
             }
             let id = ids.get(token.content.as_str()).copied().unwrap_or_else(|| {
@@ -289,11 +291,9 @@ impl Settings<'_> {
                 id
             });
             added.push(AddedToken {
-                content: token.content,
-                id,
-                special: true,
                 lstrip: token.lstrip,
                 rstrip: token.rstrip,
+                ..AddedToken::new(token.content, id, true)
             });
             id
         };

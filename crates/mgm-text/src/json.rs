@@ -1,40 +1,74 @@
 //! Tokenisers in the `tokenizer.json` format, run by the `tokenizers` crate.
 
 use std::path::Path;
-use std::sync::OnceLock;
 
 use serde_json::Value;
-use tokenizers::AddedToken;
+use tokenizers::normalizer::Range;
+use tokenizers::{
+    Model, NormalizedString, Normalizer, OffsetType, PreTokenizedString, PreTokenizer, Token,
+};
 
 use crate::TextError;
+use crate::added::{AddedToken, AddedTokens};
 use crate::detokenize::{Detokenizer, Spelling};
+use crate::passage::Passage;
 
 /// Largest id accepted; ids are used as table indices, so a hostile file must not choose them freely.
 const MAX_ID: u32 = 1 << 24;
 
-/// A tokeniser run by the `tokenizers` crate.
+/// A tokeniser run by the `tokenizers` crate. Added tokens are cut out here and not by the crate, which can leave control
+/// strings as text only everywhere or nowhere.
 #[derive(Debug)]
 pub(crate) struct JsonTokenizer {
-    parsing: tokenizers::Tokenizer,
-    /// The same tokeniser with special strings left as text, made when first asked for.
-    literal: OnceLock<Box<tokenizers::Tokenizer>>,
+    inner: tokenizers::Tokenizer,
+    /// Added tokens that are looked for in the text as it is.
+    raw: AddedTokens,
+    /// Those looked for after normalisation, spelt as it leaves them.
+    normalized: AddedTokens,
 }
 
 impl JsonTokenizer {
-    pub(crate) fn new(mut tokenizer: tokenizers::Tokenizer) -> Self {
+    /// `path` is for error messages.
+    pub(crate) fn new(mut inner: tokenizers::Tokenizer, path: &Path) -> Result<Self, TextError> {
         // Truncation and padding belong to a data loader; a prompt must never be cut in silence.
-        tokenizer.with_padding(None);
+        inner.with_padding(None);
         // Only a maximum that is too small is ever refused, and there is none here.
-        let _ = tokenizer.with_truncation(None);
-        Self {
-            parsing: tokenizer,
-            literal: OnceLock::new(),
+        let _ = inner.with_truncation(None);
+        let (mut raw, mut normalized) = (Vec::new(), Vec::new());
+        let tokens = inner.get_added_vocabulary().get_added_tokens_decoder();
+        for (&id, token) in tokens {
+            let mut added = AddedToken {
+                lstrip: token.lstrip,
+                rstrip: token.rstrip,
+                single_word: token.single_word,
+                ..AddedToken::new(token.content.clone(), id, token.special)
+            };
+            if !token.normalized {
+                raw.push(added);
+                continue;
+            }
+            if let Some(normalizer) = inner.get_normalizer() {
+                let mut content = NormalizedString::from(token.content.as_str());
+                normalizer.normalize(&mut content).map_err(|error| {
+                    TextError::invalid(path, format!("added_tokens: {:?}: {error}", token.content))
+                })?;
+                added.content = content.get().to_string();
+            }
+            normalized.push(added);
         }
+        for tokens in [&mut raw, &mut normalized] {
+            tokens.sort_by_key(|token| token.id);
+        }
+        Ok(Self {
+            raw: AddedTokens::new(raw),
+            normalized: AddedTokens::new(normalized),
+            inner,
+        })
     }
 
     /// The tokeniser itself.
     pub(crate) fn inner(&self) -> &tokenizers::Tokenizer {
-        &self.parsing
+        &self.inner
     }
 
     pub(crate) fn read(path: &Path) -> Result<tokenizers::Tokenizer, TextError> {
@@ -47,37 +81,46 @@ impl JsonTokenizer {
     /// Encodes; `post_process` adds what the file's own post-processor adds (BOS).
     pub(crate) fn encode(
         &self,
-        text: &str,
+        passage: &Passage<'_>,
         post_process: bool,
-        parse_special: bool,
     ) -> Result<Vec<u32>, TextError> {
-        let tokenizer = if parse_special {
-            &self.parsing
-        } else {
-            self.literal.get_or_init(|| {
-                let mut tokenizer = self.parsing.clone();
-                tokenizer.set_encode_special_tokens(true);
-                Box::new(tokenizer)
-            })
-        };
-        let encoding = tokenizer
-            .encode_fast(text, post_process)
-            .map_err(|error| TextError::Encode(error.to_string()))?;
+        self.run(passage, post_process)
+            .map_err(|error| TextError::Encode(error.to_string()))
+    }
+
+    /// The crate's own steps, with the cutting in its place.
+    fn run(&self, passage: &Passage<'_>, post_process: bool) -> tokenizers::Result<Vec<u32>> {
+        let mut text = PreTokenizedString::from(passage.text());
+        text.split(|_, part| cut(&self.raw, part, passage))?;
+        text.split(|_, mut part| {
+            if let Some(normalizer) = self.inner.get_normalizer() {
+                normalizer.normalize(&mut part)?;
+            }
+            cut(&self.normalized, part, passage)
+        })?;
+        if let Some(pre_tokenizer) = self.inner.get_pre_tokenizer() {
+            pre_tokenizer.pre_tokenize(&mut text)?;
+        }
+        self.inner
+            .get_model()
+            .tokenize_in_pretokenized(&mut text, None)?;
+        let encoding = text.into_encoding(None, 0, OffsetType::None)?;
+        let encoding = self.inner.post_process(encoding, None, post_process)?;
         Ok(encoding.get_ids().to_vec())
     }
 
     pub(crate) fn token_to_id(&self, token: &str) -> Option<u32> {
-        self.parsing.token_to_id(token)
+        self.inner.token_to_id(token)
     }
 
     pub(crate) fn id_to_token(&self, id: u32) -> Option<String> {
-        self.parsing.id_to_token(id)
+        self.inner.id_to_token(id)
     }
 
     /// Builds the table of texts; `path` is for error messages.
     pub(crate) fn detokenizer(&self, path: &Path) -> Result<Detokenizer, TextError> {
         let fail = |message: String| TextError::invalid(path, message);
-        let decoder = match self.parsing.get_decoder() {
+        let decoder = match self.inner.get_decoder() {
             Some(decoder) => {
                 serde_json::to_value(decoder).map_err(|error| fail(format!("decoder: {error}")))?
             }
@@ -85,11 +128,8 @@ impl JsonTokenizer {
         };
         let (spelling, strip_first_space) = classify(&decoder).map_err(fail)?;
 
-        let added = self
-            .parsing
-            .get_added_vocabulary()
-            .get_added_tokens_decoder();
-        let vocab = self.parsing.get_vocab(true);
+        let added = self.inner.get_added_vocabulary().get_added_tokens_decoder();
+        let vocab = self.inner.get_vocab(true);
         let largest = vocab
             .values()
             .copied()
@@ -119,6 +159,42 @@ impl JsonTokenizer {
         }
         Ok(detokenizer)
     }
+}
+
+/// Cuts one part of the text at `tokens`.
+fn cut(
+    tokens: &AddedTokens,
+    part: NormalizedString,
+    passage: &Passage<'_>,
+) -> tokenizers::Result<Vec<(NormalizedString, Option<Vec<Token>>)>> {
+    let (shift, _) = part.offsets_original();
+    let found = tokens.find(part.get(), |token, range| {
+        !token.control
+            || part
+                .convert_offsets(Range::Normalized(range))
+                .is_some_and(|range| passage.permits(shift + range.start..shift + range.end))
+    });
+    if found.is_empty() {
+        return Ok(vec![(part, None)]);
+    }
+    let slice = |range: std::ops::Range<usize>| {
+        part.slice(Range::Normalized(range))
+            .ok_or("an added token ends inside a character")
+    };
+    let mut parts = Vec::with_capacity(found.len() * 2 + 1);
+    let mut start = 0;
+    for hit in found {
+        if start < hit.start {
+            parts.push((slice(start..hit.start)?, None));
+        }
+        let token = Token::new(tokens.get(hit.index).id, String::new(), (0, 0));
+        parts.push((slice(hit.start..hit.end)?, Some(vec![token])));
+        start = hit.end;
+    }
+    if start < part.get().len() {
+        parts.push((slice(start..part.get().len())?, None));
+    }
+    Ok(parts)
 }
 
 /// Recognises the two ways in which all supported vocabularies spell text.
@@ -162,10 +238,10 @@ fn classify(decoder: &Value) -> Result<(Spelling, bool), String> {
 /// Adds tokens that a `tokenizer_config.json` names and the `tokenizer.json` lacks.
 pub(crate) fn add_missing(
     tokenizer: &mut tokenizers::Tokenizer,
-    tokens: impl IntoIterator<Item = AddedToken>,
+    tokens: impl IntoIterator<Item = tokenizers::AddedToken>,
     path: &Path,
 ) -> Result<(), TextError> {
-    let missing: Vec<AddedToken> = tokens
+    let missing: Vec<tokenizers::AddedToken> = tokens
         .into_iter()
         .filter(|token| tokenizer.token_to_id(&token.content).is_none())
         .collect();

@@ -3,6 +3,7 @@
 //! * [`Tokenizer`] reads `tokenizer.json`, SentencePiece `tokenizer.model` and the vocabulary embedded in a GGUF file,
 //!   and reproduces the ids of the official Python code for every released Mini-Gemini family.
 //! * [`Template`] renders a conversation exactly as the official `get_prompt` does.
+//! * [`Prompt`] is a rendered conversation that remembers who wrote what, so that a typed `</s>` stays text.
 //! * [`encode_with_images`] is the official `tokenizer_image_token`.
 //! * [`DetokenizeStream`] turns ids into text as they arrive, never splitting a UTF-8 character.
 //! * [`protocol`] has the small text conventions around the model: image numbering, OCR hints, picture prompts.
@@ -17,7 +18,9 @@ mod gguf_bpe;
 mod images;
 mod json;
 mod merge;
+mod passage;
 mod pieces;
+mod prompt;
 pub mod protocol;
 mod sentencepiece;
 mod template;
@@ -27,7 +30,8 @@ pub use detokenize::DetokenizeStream;
 pub use error::TextError;
 pub use export::GgufVocabValue;
 pub use gguf::{GgufTokenType, GgufVocab};
-pub use images::{IMAGE_PLACEHOLDER, encode_with_images, encode_with_images_parse};
+pub use images::{IMAGE_PLACEHOLDER, encode_with_images};
+pub use prompt::{Prompt, Segment};
 pub use template::{Message, Role, Template};
 pub use tokenizer::Tokenizer;
 

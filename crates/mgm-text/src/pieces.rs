@@ -3,6 +3,7 @@
 use crate::added::{AddedTokens, Stretch};
 use crate::detokenize::{Detokenizer, Spelling};
 use crate::merge::{PieceKind, PieceMerger};
+use crate::passage::Passage;
 
 /// The marker SentencePiece writes for a space.
 pub(crate) const SPACE_MARKER: char = '▁';
@@ -72,36 +73,31 @@ impl PieceTokenizer {
     }
 
     /// Encodes without BOS.
-    pub(crate) fn encode(&self, text: &str, parse_special: bool) -> Vec<u32> {
-        let mut ids = Vec::with_capacity(text.len() / 3 + 4);
+    pub(crate) fn encode(&self, passage: &Passage<'_>) -> Vec<u32> {
+        let mut ids = Vec::with_capacity(passage.text().len() / 3 + 4);
         match self.rule {
             StretchRule::Legacy { dummy_prefix } => {
-                for stretch in self.added.split(text, parse_special) {
+                for stretch in self.added.split(passage) {
                     match stretch {
                         Stretch::Text(text) => self.encode_stretch(text, dummy_prefix, &mut ids),
                         Stretch::Added(index) => ids.push(self.added.get(index).id),
                     }
                 }
             }
-            StretchRule::Modern => self.encode_modern(text, parse_special, &mut ids),
+            StretchRule::Modern => self.encode_modern(passage, &mut ids),
         }
         ids
     }
 
-    fn encode_modern(&self, text: &str, parse_special: bool, ids: &mut Vec<u32>) {
-        if text.is_empty() {
+    fn encode_modern(&self, passage: &Passage<'_>, ids: &mut Vec<u32>) {
+        if passage.text().is_empty() {
             return;
         }
-        let mut marked = String::with_capacity(text.len() + SPACE_MARKER.len_utf8());
-        marked.push(SPACE_MARKER);
-        marked.extend(text.chars().map(|character| {
-            if character == SPACE_MARKER {
-                ' '
-            } else {
-                character
-            }
-        }));
-        let stretches = self.added.split(&marked, parse_special);
+        let marked = passage.rewritten(SPACE_MARKER, |character| match character {
+            SPACE_MARKER => ' ',
+            other => other,
+        });
+        let stretches = self.added.split(&marked);
         for stretch in &stretches {
             match *stretch {
                 Stretch::Added(index) => ids.push(self.added.get(index).id),

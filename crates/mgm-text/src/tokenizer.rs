@@ -9,6 +9,7 @@ use crate::directory;
 use crate::gguf::{GgufTokenType, GgufVocab};
 use crate::json::JsonTokenizer;
 use crate::merge::{PieceKind, PieceMerger};
+use crate::passage::Passage;
 use crate::pieces::{PieceTokenizer, StretchRule, piece_detokenizer};
 use crate::sentencepiece::SentencePieceModel;
 use crate::{DetokenizeStream, TextError, gguf_bpe};
@@ -174,11 +175,9 @@ impl Tokenizer {
                     None => cut_out(kind)?,
                 };
                 Some(AddedToken {
-                    content: token.clone(),
-                    id,
-                    special,
                     lstrip: vocab.lstrip.binary_search(&id).is_ok(),
                     rstrip: vocab.rstrip.binary_search(&id).is_ok(),
+                    ..AddedToken::new(token.clone(), id, special)
                 })
             },
         ));
@@ -193,7 +192,7 @@ impl Tokenizer {
             })
             .collect();
         let unk = special.unk.unwrap_or(0);
-        let merger = PieceMerger::new(&pieces, &vocab.scores, &kinds, unk);
+        let merger = text_merger(&pieces, &vocab.scores, &kinds, &added, unk);
         let rule = if vocab.legacy == Some(false) {
             StretchRule::Modern
         } else {
@@ -219,10 +218,11 @@ impl Tokenizer {
         special: SpecialIds,
         bos_rule: BosRule,
     ) -> Self {
-        let merger = PieceMerger::new(
+        let merger = text_merger(
             &model.pieces,
             &model.scores,
             &model.kinds,
+            &added,
             model.unk.unwrap_or(0),
         );
         Self::from_pieces(PieceParts {
@@ -295,11 +295,14 @@ impl Tokenizer {
         bos_rule: Option<BosRule>,
         special: SpecialIds,
     ) -> Result<Self, TextError> {
-        let json = JsonTokenizer::new(tokenizer);
+        let json = JsonTokenizer::new(tokenizer, path)?;
         let detokenizer = json.detokenizer(path)?;
         let vocab_size = detokenizer.len();
         let first_of = |names: &[&str]| names.iter().find_map(|name| json.token_to_id(name));
-        let own_prefix = json.encode("", true, true)?.first().copied();
+        let own_prefix = json
+            .encode(&Passage::whole("", true), true)?
+            .first()
+            .copied();
         let special = if bos_rule.is_some() {
             special
         } else {
@@ -344,8 +347,8 @@ impl Tokenizer {
         self.encode_parse(text, add_special, true)
     }
 
-    /// Encodes a text; with `parse_special` false, special strings such as `</s>` are ordinary text. Use that for text
-    /// that an untrusted person typed.
+    /// Encodes a text; with `parse_special` false, special strings such as `</s>` are ordinary text. Text that an untrusted
+    /// person typed into a conversation goes through [`Prompt`](crate::Prompt).
     ///
     /// # Errors
     /// If the underlying engine refuses the text.
@@ -355,10 +358,18 @@ impl Tokenizer {
         add_special: bool,
         parse_special: bool,
     ) -> Result<Vec<u32>, TextError> {
+        self.encode_passage(&Passage::whole(text, parse_special), add_special)
+    }
+
+    pub(crate) fn encode_passage(
+        &self,
+        passage: &Passage<'_>,
+        add_special: bool,
+    ) -> Result<Vec<u32>, TextError> {
         let own_bos = add_special && matches!(self.bos_rule, BosRule::PostProcessor(_));
         let mut ids = match &self.engine {
-            Engine::Json(json) => json.encode(text, own_bos, parse_special)?,
-            Engine::Pieces { tokenizer, .. } => tokenizer.encode(text, parse_special),
+            Engine::Json(json) => json.encode(passage, own_bos)?,
+            Engine::Pieces { tokenizer, .. } => tokenizer.encode(passage),
         };
         if add_special && self.bos_rule == BosRule::Always {
             ids.splice(0..0, self.special.bos);
@@ -455,6 +466,25 @@ struct PieceParts {
     bos_rule: BosRule,
 }
 
+/// The merger for ordinary text. What steers the model must not come out of that, also where the vocabulary lists it as a piece
+/// like any other.
+fn text_merger(
+    pieces: &[String],
+    scores: &[f32],
+    kinds: &[PieceKind],
+    added: &AddedTokens,
+    unk: u32,
+) -> PieceMerger {
+    let mut kinds = kinds.to_vec();
+    for token in added.iter().filter(|token| token.control) {
+        let id = token.id as usize;
+        if pieces.get(id) == Some(&token.content) && kinds[id] != PieceKind::Unknown {
+            kinds[id] = PieceKind::Control;
+        }
+    }
+    PieceMerger::new(pieces, scores, &kinds, unk)
+}
+
 fn piece_kind(kind: GgufTokenType) -> PieceKind {
     match kind {
         GgufTokenType::Normal => PieceKind::Normal,
@@ -469,11 +499,9 @@ fn piece_kind(kind: GgufTokenType) -> PieceKind {
 /// The special tokens that a SentencePiece model itself names.
 fn named_pieces(model: &SentencePieceModel, special: SpecialIds) -> AddedTokens {
     let ids = [special.unk, special.bos, special.eos, special.pad];
-    AddedTokens::new(ids.into_iter().flatten().map(|id| AddedToken {
-        content: model.pieces[id as usize].clone(),
-        id,
-        special: true,
-        lstrip: false,
-        rstrip: false,
-    }))
+    AddedTokens::new(
+        ids.into_iter()
+            .flatten()
+            .map(|id| AddedToken::new(model.pieces[id as usize].clone(), id, true)),
+    )
 }

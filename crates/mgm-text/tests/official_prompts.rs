@@ -8,7 +8,7 @@ use mgm_text::{
     GgufVocab, IMAGE_TOKEN, Message, Template, Tokenizer, encode_with_images, protocol,
 };
 use serde::Deserialize;
-use support::{fetched, fixture, repository, vectors};
+use support::{fetched, fixture, repository, sentencepiece};
 
 #[derive(Deserialize)]
 struct Official {
@@ -283,33 +283,10 @@ fn stop_tokens_by_family() {
 fn image_aware_ids_equal_the_official_ones() {
     let official = official();
     assert!(official.image_ids.len() >= 40);
-    let load = |name: &str| {
-        if name == "vicuna" {
-            let mut vocab = GgufVocab::read(fixture("ggml-vocab-llama-spm.gguf")).unwrap();
-            vocab.legacy = Some(false);
-            return Tokenizer::from_gguf_metadata(&vocab).unwrap();
-        }
-        let folder =
-            std::env::temp_dir().join(format!("mgm-text-images-{}-{name}", std::process::id()));
-        std::fs::create_dir_all(&folder).unwrap();
-        std::fs::copy(
-            fixture("mistral-v1.tokenizer.model"),
-            folder.join("tokenizer.model"),
-        )
-        .unwrap();
-        std::fs::write(
-            folder.join("tokenizer_config.json"),
-            vectors(name).config.to_string(),
-        )
-        .unwrap();
-        let tokenizer = Tokenizer::from_directory(&folder).unwrap();
-        std::fs::remove_dir_all(&folder).unwrap();
-        tokenizer
-    };
     let mut loaded: Vec<(String, Tokenizer)> = Vec::new();
     for case in official.image_ids {
         if loaded.iter().all(|(name, _)| *name != case.vectors) {
-            loaded.push((case.vectors.clone(), load(&case.vectors)));
+            loaded.push((case.vectors.clone(), sentencepiece(&case.vectors)));
         }
         let (_, tokenizer) = loaded
             .iter()

@@ -8,10 +8,10 @@
 
 mod support;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use mgm_text::{GgufVocab, Tokenizer};
-use support::{check, fetched, fixture, repository, stream, vectors};
+use support::{check, fetched, fixture, repository, sentencepiece, stream};
 
 #[test]
 fn smollm2_from_the_built_in_model() {
@@ -91,37 +91,9 @@ fn mistral_from_tokenizer_json() {
     check("mistral-json", &Tokenizer::from_file(path).unwrap());
 }
 
-/// A checkpoint directory with a SentencePiece model and the configuration that a vector file was made with.
-struct Checkpoint(PathBuf);
-
-impl Checkpoint {
-    fn new(name: &str) -> Self {
-        let folder = std::env::temp_dir().join(format!("mgm-text-{}-{name}", std::process::id()));
-        std::fs::create_dir_all(&folder).unwrap();
-        std::fs::copy(
-            fixture("mistral-v1.tokenizer.model"),
-            folder.join("tokenizer.model"),
-        )
-        .unwrap();
-        let config = vectors(name).config.to_string();
-        std::fs::write(folder.join("tokenizer_config.json"), config).unwrap();
-        Self(folder)
-    }
-
-    fn tokenizer(&self) -> Tokenizer {
-        Tokenizer::from_directory(&self.0).unwrap()
-    }
-}
-
-impl Drop for Checkpoint {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
-
 #[test]
 fn slow_tokeniser_without_legacy() {
-    let tokenizer = Checkpoint::new("mistral-modern").tokenizer();
+    let tokenizer = sentencepiece("mistral-modern");
     check("mistral-modern", &tokenizer);
     assert!(!tokenizer.is_legacy() && tokenizer.adds_bos());
     assert_eq!(
@@ -132,7 +104,7 @@ fn slow_tokeniser_without_legacy() {
 
 #[test]
 fn slow_legacy_tokeniser() {
-    let tokenizer = Checkpoint::new("mistral-legacy").tokenizer();
+    let tokenizer = sentencepiece("mistral-legacy");
     check("mistral-legacy", &tokenizer);
     assert!(tokenizer.is_legacy());
     // A bare model file behaves like the slow tokeniser without a configuration.
@@ -144,7 +116,7 @@ fn slow_legacy_tokeniser() {
 
 #[test]
 fn slow_legacy_tokeniser_without_bos_and_with_added_tokens() {
-    let tokenizer = Checkpoint::new("mistral-chatml").tokenizer();
+    let tokenizer = sentencepiece("mistral-chatml");
     check("mistral-chatml", &tokenizer);
     assert!(!tokenizer.adds_bos());
     assert_eq!((tokenizer.eos(), tokenizer.pad()), (Some(32_001), Some(2)));
@@ -153,15 +125,12 @@ fn slow_legacy_tokeniser_without_bos_and_with_added_tokens() {
 
 #[test]
 fn slow_tokeniser_whose_added_tokens_eat_white_space() {
-    check(
-        "mistral-strips",
-        &Checkpoint::new("mistral-strips").tokenizer(),
-    );
+    check("mistral-strips", &sentencepiece("mistral-strips"));
 }
 
 #[test]
 fn fast_tokeniser_from_a_model_file() {
-    check("mistral-fast", &Checkpoint::new("mistral-fast").tokenizer());
+    check("mistral-fast", &sentencepiece("mistral-fast"));
 }
 
 #[test]

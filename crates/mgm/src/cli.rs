@@ -78,6 +78,14 @@ pub(crate) enum DtypeChoice {
     F16,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OverlongChoice {
+    /// Refuse it and tell how many tokens there are and how many fit
+    Refuse,
+    /// Cut its end off, as the official code does without a word
+    Truncate,
+}
+
 /// Ask about pictures: one answer, or a conversation.
 ///
 /// With PROMPT or piped input it prints one answer and ends. On a terminal without PROMPT it starts a conversation; /help there
@@ -122,6 +130,14 @@ pub(crate) struct ChatArgs {
     /// Conversation template [default: the model's own]
     #[arg(long, value_name = "NAME", value_parser = template_names(), help_heading = "Answer")]
     pub(crate) template: Option<String>,
+
+    /// What to do with a prompt that does not fit the model
+    #[arg(long, value_enum, default_value_t = OverlongChoice::Refuse, help_heading = "Answer")]
+    pub(crate) overlong: OverlongChoice,
+
+    /// Let control strings such as </s> in what is typed or piped steer the model, as in the official code
+    #[arg(long, help_heading = "Answer")]
+    pub(crate) parse_special: bool,
 
     /// Print one JSON object (answer, stop, token counts, timings) instead of text
     #[arg(long)]

@@ -137,7 +137,7 @@ impl From<mini_gemini::Error> for Failure {
                 failure.hint("`mgm models list` shows the models that are known by name")
             }
             Error::ContextOverflow { .. } => {
-                failure.hint("shorten the prompt or pass fewer pictures")
+                failure.hint("shorten the prompt, pass fewer pictures, or let `--overlong truncate` cut it as the official code does")
             }
             Error::NoVision => failure.hint("leave --image out, or choose another --model"),
             Error::PlaceholderCount { .. } => {

@@ -18,6 +18,20 @@ pub struct GenerateOptions {
     pub max_new_tokens: usize,
     /// Seed of the sampler; drawn from the system when absent.
     pub seed: Option<u64>,
+    /// What to do with a prompt that does not fit.
+    pub overlong: Overlong,
+    /// Whether control strings that somebody typed (`</s>`, `<|im_end|>`) become control tokens, as in the official code.
+    pub parse_special: bool,
+}
+
+/// What to do with a prompt longer than the model's limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Overlong {
+    /// Refuse it, with the account of its tokens.
+    #[default]
+    Refuse,
+    /// Cut it at the limit, losing its end, and let the answer run past the limit, as the official code does.
+    Truncate,
 }
 
 impl Default for GenerateOptions {
@@ -28,6 +42,8 @@ impl Default for GenerateOptions {
             top_p: 1.0,
             max_new_tokens: 512,
             seed: None,
+            overlong: Overlong::Refuse,
+            parse_special: false,
         }
     }
 }

@@ -3,13 +3,14 @@
 use std::time::{Duration, Instant};
 
 use candle_core::Tensor;
-use mgm_image::RgbImage;
-use mgm_text::{IMAGE_TOKEN, Message, Role, Template, protocol};
+use mgm_image::{PreparedImage, RgbImage};
+use mgm_text::{Message, Template, protocol};
 
 use crate::decoder::{Context, KvCache};
 use crate::error::{Error, Result};
 use crate::model::MiniGemini;
-use crate::sampling::{GenerateOptions, Sampler};
+use crate::pictures::{Picture, PictureKey, SeenPictures};
+use crate::sampling::{GenerateOptions, Overlong, Sampler};
 
 /// Rows prefilled at once; bounds activation memory and lets a long prompt be interrupted.
 const PREFILL_ROWS: usize = 512;
@@ -17,14 +18,14 @@ const PREFILL_ROWS: usize = 512;
 /// What happens while an answer is made.
 #[derive(Debug)]
 pub enum Event<'a> {
-    /// A picture is being looked at (`index` from 0).
+    /// A picture is being looked at (`index` from 0). Pictures that the session has seen before are not.
     EncodingImage {
         /// Which of this turn's pictures.
         index: usize,
         /// Pictures in this turn.
         total: usize,
     },
-    /// All pictures of this turn are encoded.
+    /// All pictures of this turn are known.
     ImageEncoded,
     /// The prompt is being read.
     Prefilling {
@@ -79,25 +80,29 @@ pub struct Answer {
     pub visual_tokens: usize,
     /// Positions that were already known from earlier turns.
     pub cached_tokens: usize,
+    /// Positions cut off the prompt's end because it did not fit ([`Overlong::Truncate`]).
+    pub cut_tokens: usize,
     /// Tokens generated, the end-of-turn token included.
     pub new_tokens: usize,
     /// Where the time went.
     pub timings: Timings,
 }
 
-/// One position of the sequence the cache holds: a text token, or a visual token of one of the session's pictures.
+/// One position of the sequence the cache holds: a text token, or a visual token of a picture. Pictures are told apart by their
+/// content, so that a slot means the same whatever conversation it stands in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Slot {
     Text(u32),
-    Visual { image: usize, token: usize },
+    Visual { picture: PictureKey, token: usize },
 }
 
-/// A conversation with a model. Asking again costs only the new tokens.
+/// A conversation with a model. Asking again costs only the new tokens, and a picture shown again is not looked at again.
 pub struct Session<'a> {
     model: &'a MiniGemini,
     template: &'static Template,
     messages: Vec<Message>,
-    images: Vec<Tensor>,
+    pictures: Vec<Picture>,
+    seen: SeenPictures,
     cache: KvCache,
     cached: Vec<Slot>,
 }
@@ -108,18 +113,18 @@ impl<'a> Session<'a> {
             model,
             template: model.template(),
             messages: Vec::new(),
-            images: Vec::new(),
+            pictures: Vec::new(),
+            seen: SeenPictures::default(),
             cache: model.decoder().new_cache(),
             cached: Vec::new(),
         }
     }
 
-    /// Forgets the conversation.
+    /// Forgets the conversation. What was read stays known: a new conversation that begins in the same way, or shows the
+    /// same pictures, does not pay for them again.
     pub fn reset(&mut self) {
         self.messages.clear();
-        self.images.clear();
-        self.cached.clear();
-        self.cache.truncate(0);
+        self.seen.keep(self.pictures.drain(..));
     }
 
     /// Turns so far, oldest first.
@@ -140,17 +145,16 @@ impl<'a> Session<'a> {
     /// Sets the system message in place of the template's own; forgets the conversation.
     pub fn set_system(&mut self, text: &str) {
         self.reset();
-        self.messages.push(Message {
-            role: Role::System,
-            text: Some(text.into()),
-        });
+        self.messages.push(Message::system(text).without_images());
     }
 
-    /// Asks about the pictures given (shown before the text unless it places `<image>` itself) and all earlier ones.
-    /// Events arrive as they happen; the listener may stop the answer. On an error the conversation is as before.
+    /// Asks about the pictures given and all earlier ones. Pictures stand before the text unless it places them itself with
+    /// `<image>` marks; without pictures such a mark is ordinary text. Control strings in the text (`</s>`) are ordinary text
+    /// unless [`GenerateOptions::parse_special`] says otherwise. Events arrive as they happen; the listener may stop the answer.
+    /// On an error the conversation is as before.
     ///
     /// # Errors
-    /// When an option is out of range, the prompt does not fit, or placeholders and pictures differ in number.
+    /// When an option is out of range, the prompt does not fit, or marks and pictures differ in number.
     pub fn ask(
         &mut self,
         text: &str,
@@ -159,15 +163,13 @@ impl<'a> Session<'a> {
         on_event: &mut dyn FnMut(Event) -> Control,
     ) -> Result<Answer> {
         options.check()?;
-        let content = place_images(text, images.len())?;
-        let (turns, pictures) = (self.messages.len(), self.images.len());
-        let outcome = self.answer(content, &images, options, on_event);
+        let question = question(text, images.len())?;
+        let (turns, pictures) = (self.messages.len(), self.pictures.len());
+        let outcome = self.answer(question, images, options, on_event);
         match &outcome {
             Ok(answer) if !answer.text.is_empty() => {
-                self.messages.push(Message {
-                    role: Role::Assistant,
-                    text: Some(answer.text.clone()),
-                });
+                let answer = Message::assistant(answer.text.as_str());
+                self.messages.push(answer.without_images());
             }
             // A turn without an answer would be rendered as a bare header next time: it is taken back.
             _ => self.forget_turn(turns, pictures),
@@ -177,109 +179,139 @@ impl<'a> Session<'a> {
 
     fn forget_turn(&mut self, turns: usize, pictures: usize) {
         self.messages.truncate(turns);
-        self.images.truncate(pictures);
-        // Positions of the removed pictures must not be taken for those of later ones.
-        let removed =
-            |slot: &Slot| matches!(slot, Slot::Visual { image, .. } if *image >= pictures);
-        let keep = self
-            .cached
-            .iter()
-            .position(removed)
-            .unwrap_or(self.cached.len());
-        self.cached.truncate(keep);
-        self.cache.truncate(keep);
+        let pictures = pictures.min(self.pictures.len());
+        self.seen.keep(self.pictures.drain(pictures..));
     }
 
     fn answer(
         &mut self,
-        content: String,
-        images: &[RgbImage],
+        question: Message,
+        images: Vec<RgbImage>,
         options: &GenerateOptions,
         on_event: &mut dyn FnMut(Event) -> Control,
     ) -> Result<Answer> {
-        let mut timings = Timings::default();
         let start = Instant::now();
-        for (index, image) in images.iter().enumerate() {
-            on_event(Event::EncodingImage {
-                index,
-                total: images.len(),
-            });
-            let features = self.model.tower_features(&self.model.prepare(image)?)?;
-            self.images.push(self.model.visual_tokens(&features)?);
-        }
-        if !images.is_empty() {
-            on_event(Event::ImageEncoded);
-        }
-        timings.encode = start.elapsed();
-
-        self.messages.push(Message {
-            role: Role::User,
-            text: Some(content),
-        });
-        let start = Instant::now();
-        let mut turns = self.messages.clone();
-        turns.push(Message {
-            role: Role::Assistant,
-            text: None,
-        });
-        let prompt = protocol::number_images(&self.template.render(&turns));
-        let ids = mgm_text::encode_with_images(self.model.tokenizer(), &prompt)?;
-        let slots = self.slots(&ids)?;
-        let visual = slots
+        let prepared = images
             .iter()
-            .filter(|slot| matches!(slot, Slot::Visual { .. }))
-            .count();
-        let limit = self.model.context_limit();
-        if slots.len() >= limit {
-            return Err(Error::ContextOverflow {
-                text: slots.len() - visual,
-                visual,
-                limit,
-            });
-        }
+            .map(|image| {
+                let prepared = self.model.prepare(image)?;
+                Ok((PictureKey::of(&prepared), prepared))
+            })
+            .collect::<Result<Vec<_>>>()?;
+        drop(images);
 
-        let known = self.reuse(&slots);
-        let logits = self.prefill(&slots[known..], on_event)?;
+        // Whether the prompt fits is known before any tower runs.
+        self.messages.push(question);
+        let keys = prepared.iter().map(|(key, _)| *key);
+        let mut slots = self.slots(keys, options.parse_special)?;
+        let visual = slots.iter().filter(|slot| slot.text().is_none()).count();
         let mut answer = Answer {
             text: String::new(),
             stop: StopReason::Interrupted,
             prompt_tokens: slots.len() - visual,
             visual_tokens: visual,
-            cached_tokens: known,
+            cached_tokens: 0,
+            cut_tokens: 0,
             new_tokens: 0,
-            timings,
+            timings: Timings::default(),
         };
-        let Some(logits) = logits else {
+        let limit = self.model.context_limit();
+        if slots.len() > limit {
+            if options.overlong == Overlong::Refuse {
+                return Err(Error::ContextOverflow {
+                    text: answer.prompt_tokens,
+                    visual,
+                    limit,
+                });
+            }
+            answer.cut_tokens = slots.len() - limit;
+            slots.truncate(limit);
+        }
+        let looked = self.look_at(&prepared, on_event)?;
+        drop(prepared);
+        answer.timings.encode = start.elapsed();
+        if looked == Control::Stop {
+            return Ok(answer);
+        }
+
+        let start = Instant::now();
+        answer.cached_tokens = self.reuse(&slots);
+        let Some(logits) = self.prefill(&slots[answer.cached_tokens..], on_event)? else {
             return Ok(answer);
         };
         answer.timings.prefill = start.elapsed();
         let start = Instant::now();
-        self.generate(logits, options, limit, &mut answer, on_event)?;
+        self.generate(logits, options, &mut answer, on_event)?;
         answer.timings.decode = start.elapsed();
         answer.text = answer.text.trim().to_string();
         Ok(answer)
     }
 
-    /// The positions of a prompt: ids as they are, each placeholder as the visual tokens of the next picture.
-    fn slots(&self, ids: &[i64]) -> Result<Vec<Slot>> {
-        let placeholders = ids.iter().filter(|id| **id == IMAGE_TOKEN).count();
-        if placeholders != self.images.len() {
-            return Err(Error::PlaceholderCount {
-                placeholders,
-                images: self.images.len(),
+    /// Adds this turn's pictures to the conversation; the towers run only for those never seen.
+    fn look_at(
+        &mut self,
+        prepared: &[(PictureKey, PreparedImage)],
+        on_event: &mut dyn FnMut(Event) -> Control,
+    ) -> Result<Control> {
+        let total = prepared.len();
+        for (index, (key, prepared)) in prepared.iter().enumerate() {
+            let known = self.pictures.iter().find(|picture| picture.key == *key);
+            if let Some(picture) = known.or_else(|| self.seen.find(*key)).cloned() {
+                self.pictures.push(picture);
+                continue;
+            }
+            if on_event(Event::EncodingImage { index, total }) == Control::Stop {
+                return Ok(Control::Stop);
+            }
+            let features = self.model.tower_features(prepared)?;
+            self.pictures.push(Picture {
+                key: *key,
+                visual_tokens: self.model.visual_tokens(&features)?,
             });
         }
-        let mut slots = Vec::with_capacity(ids.len());
-        let mut image = 0;
-        for id in ids {
-            if *id == IMAGE_TOKEN {
-                let tokens = self.images[image].dim(0)?;
-                slots.extend((0..tokens).map(|token| Slot::Visual { image, token }));
-                image += 1;
-            } else {
-                let id = u32::try_from(*id)
-                    .map_err(|_| Error::Input(format!("token id {id} is negative")))?;
-                slots.push(Slot::Text(id));
+        if !prepared.is_empty() {
+            on_event(Event::ImageEncoded);
+        }
+        Ok(Control::Continue)
+    }
+
+    /// The positions of the conversation so far with `new` pictures in its last turn and an answer asked for: ids as they are,
+    /// each picture's place as its visual tokens.
+    fn slots(
+        &self,
+        new: impl Iterator<Item = PictureKey>,
+        parse_special: bool,
+    ) -> Result<Vec<Slot>> {
+        let pictures: Vec<PictureKey> = self
+            .pictures
+            .iter()
+            .map(|picture| picture.key)
+            .chain(new)
+            .collect();
+        let mut turns = self.messages.clone();
+        turns.push(Message::open_answer());
+        let prompt = self.template.prompt(&turns).with_numbered_images();
+        let placeholders = prompt.image_count();
+        if placeholders != pictures.len() {
+            return Err(Error::PlaceholderCount {
+                placeholders,
+                images: pictures.len(),
+            });
+        }
+        let tokens = self
+            .model
+            .vision()
+            .map_or(0, |vision| vision.tokens_per_image());
+        let mut pictures = pictures.into_iter();
+        let mut slots = Vec::new();
+        for id in prompt.encode(self.model.tokenizer(), parse_special)? {
+            match u32::try_from(id) {
+                Ok(id) => slots.push(Slot::Text(id)),
+                Err(_) => {
+                    let visual =
+                        |picture| (0..tokens).map(move |token| Slot::Visual { picture, token });
+                    slots.extend(pictures.next().into_iter().flat_map(visual));
+                }
             }
         }
         Ok(slots)
@@ -323,15 +355,20 @@ impl<'a> Session<'a> {
         let mut parts = Vec::new();
         let mut rest = slots;
         while let Some(first) = rest.first() {
-            let run = rest.iter().take_while(|slot| slot.joins(first)).count();
+            let follows = |(offset, slot): &(usize, &Slot)| slot.follows(first, *offset);
+            let run = rest.iter().enumerate().take_while(follows).count();
             let (run, after) = rest.split_at(run);
             parts.push(match first {
                 Slot::Text(_) => {
                     decoder.embed(&run.iter().filter_map(Slot::text).collect::<Vec<_>>())?
                 }
-                Slot::Visual { image, token } => {
-                    self.images[*image].narrow(0, *token, run.len())?
-                }
+                Slot::Visual { picture, token } => self
+                    .pictures
+                    .iter()
+                    .find(|held| held.key == *picture)
+                    .ok_or_else(|| Error::Input("a picture of the prompt is not held".into()))?
+                    .visual_tokens
+                    .narrow(0, *token, run.len())?,
             });
             rest = after;
         }
@@ -355,19 +392,22 @@ impl<'a> Session<'a> {
         &mut self,
         mut logits: Vec<f32>,
         options: &GenerateOptions,
-        limit: usize,
         answer: &mut Answer,
         on_event: &mut dyn FnMut(Event) -> Control,
     ) -> Result<()> {
         let mut sampler = Sampler::new(options);
         let mut stream = self.model.tokenizer().stream();
         // Decoding may go on past the training limit as far as positions are defined (spec: pitfalls A17).
-        let end = self
-            .model
-            .config()
-            .max_position_embeddings
-            .unwrap_or(limit)
-            .max(limit);
+        let limit = self.model.context_limit();
+        let end = match options.overlong {
+            Overlong::Refuse => self
+                .model
+                .config()
+                .max_position_embeddings
+                .unwrap_or(limit)
+                .max(limit),
+            Overlong::Truncate => usize::MAX,
+        };
         loop {
             let id = sampler.next(&logits);
             answer.new_tokens += 1;
@@ -398,11 +438,14 @@ impl<'a> Session<'a> {
 }
 
 impl Slot {
-    /// Whether this slot can be embedded in one piece with a run that begins at `first`.
-    fn joins(&self, first: &Slot) -> bool {
-        match (self, first) {
+    /// Whether this slot, `offset` behind `first`, can be embedded in one piece with it.
+    fn follows(&self, first: &Slot, offset: usize) -> bool {
+        match (*self, *first) {
             (Slot::Text(_), Slot::Text(_)) => true,
-            (Slot::Visual { image, .. }, Slot::Visual { image: first, .. }) => image == first,
+            (Slot::Visual { .. }, Slot::Visual { picture, token }) => {
+                let token = token + offset;
+                *self == Slot::Visual { picture, token }
+            }
             _ => false,
         }
     }
@@ -415,11 +458,15 @@ impl Slot {
     }
 }
 
-/// Puts the placeholders of this turn's pictures in front of the text, unless the text places them itself.
-fn place_images(text: &str, images: usize) -> Result<String> {
+/// The user's message: this turn's pictures stand in front of the text unless it places them itself. Without pictures an `<image>`
+/// in it is text.
+fn question(text: &str, images: usize) -> Result<Message> {
+    if images == 0 {
+        return Ok(Message::user(text).without_images());
+    }
     match protocol::count_placeholders(text) {
-        placed if placed == images => Ok(text.to_string()),
-        0 => Ok(protocol::place_images(text, images)),
+        placed if placed == images => Ok(Message::user(text)),
+        0 => Ok(Message::user(protocol::place_images(text, images))),
         placeholders => Err(Error::PlaceholderCount {
             placeholders,
             images,
@@ -433,15 +480,23 @@ mod tests {
 
     #[test]
     fn pictures_come_first_unless_placed() {
-        assert_eq!(place_images("What?", 0).expect("text only"), "What?");
+        let text = |typed, images| {
+            question(typed, images)
+                .map(|message| (message.text.unwrap_or_default(), message.places_images))
+        };
+        assert_eq!(text("What?", 0).expect("text"), ("What?".into(), false));
         assert_eq!(
-            place_images("What?", 2).expect("two"),
-            "<image>\n<image>\nWhat?"
+            text("an <image> tag", 0).expect("text"),
+            ("an <image> tag".into(), false)
         );
         assert_eq!(
-            place_images("a <image> b", 1).expect("placed"),
-            "a <image> b"
+            text("What?", 2).expect("two"),
+            ("<image>\n<image>\nWhat?".into(), true)
         );
-        assert!(place_images("a <image> b", 2).is_err());
+        assert_eq!(
+            text("a <image> b", 1).expect("placed"),
+            ("a <image> b".into(), true)
+        );
+        assert!(question("a <image> b", 2).is_err());
     }
 }

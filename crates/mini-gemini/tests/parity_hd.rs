@@ -5,29 +5,8 @@
 
 mod common;
 
-use std::path::{Path, PathBuf};
-
 use candle_core::{Device, Tensor};
 use common::*;
-
-/// The Gemma checkpoint with the HD configuration beside the same weights.
-fn hd_directory(name: &str) -> PathBuf {
-    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-    std::fs::create_dir_all(&directory).unwrap();
-    for file in [
-        "model.safetensors",
-        "tokenizer.model",
-        "tokenizer_config.json",
-    ] {
-        std::fs::copy(fixture("gemma").join(file), directory.join(file)).unwrap();
-    }
-    std::fs::copy(
-        fixture("gemma/config_hd.json"),
-        directory.join("config.json"),
-    )
-    .unwrap();
-    directory
-}
 
 #[test]
 fn views_are_four_crops_and_the_overview() {

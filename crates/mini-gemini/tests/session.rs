@@ -7,8 +7,10 @@ mod common;
 
 use common::*;
 use mgm_image::RgbImage;
-use mgm_text::{Message, Role};
-use mini_gemini::{Answer, Control, Event, GenerateOptions, MiniGemini, Session, StopReason};
+use mgm_text::{Message, Segment};
+use mini_gemini::{
+    Answer, Control, Event, GenerateOptions, MiniGemini, Overlong, Session, StopReason,
+};
 
 const LONGEST: usize = 24;
 
@@ -38,10 +40,7 @@ fn ask(session: &mut Session, text: &str, images: Vec<RgbImage>) -> Answer {
 /// The answer to a whole conversation made without a session: rendered, spliced and decoded from nothing.
 fn from_nothing(model: &MiniGemini, messages: &[Message], images: &[RgbImage]) -> String {
     let mut turns = messages.to_vec();
-    turns.push(Message {
-        role: Role::Assistant,
-        text: None,
-    });
+    turns.push(Message::open_answer());
     let prompt = mgm_text::protocol::number_images(&model.template().render(&turns));
     let ids = mgm_text::encode_with_images(model.tokenizer(), &prompt).unwrap();
     let tokens: Vec<_> = images
@@ -107,14 +106,140 @@ fn later_turns_equal_the_conversation_from_nothing() {
     let history = session.messages().to_vec();
     assert_eq!(third.text, from_nothing(&model, &history[..5], &images));
 
+    // Forgotten, but the same beginning need not be read again.
     session.reset();
     assert!(session.messages().is_empty());
-    let again = ask(
-        &mut session,
-        "the thing in the air?",
-        vec![images[0].clone()],
+    let mut looked = 0;
+    let again = session
+        .ask(
+            "the thing in the air?",
+            vec![images[0].clone()],
+            &options(),
+            &mut |event| {
+                looked += usize::from(matches!(event, Event::EncodingImage { .. }));
+                Control::Continue
+            },
+        )
+        .unwrap();
+    assert_eq!((again.text, looked), (first.text, 0));
+    assert!(again.cached_tokens > 0);
+}
+
+/// Answers of a conversation in which pictures come in several turns, each against the conversation from nothing.
+fn check_turns(model: &MiniGemini, turns: &[(&str, usize)]) {
+    let mut session = model.session();
+    let mut shown = Vec::new();
+    for (text, count) in turns {
+        let new: Vec<RgbImage> = (0..*count)
+            .map(|index| picture(50 + 30 * index as u32, 70, (shown.len() + index) as u32))
+            .collect();
+        shown.extend(new.iter().cloned());
+        let answer = ask(&mut session, text, new);
+        let per_picture = model.vision().unwrap().tokens_per_image();
+        assert_eq!(answer.visual_tokens, per_picture * shown.len(), "{text}");
+        let history = session.messages();
+        let before = &history[..history.len() - 1];
+        assert_eq!(answer.text, from_nothing(model, before, &shown), "{text}");
+        // The order in which pictures stand is the order in which they were given, and each has its number.
+        let prompt = model.template().prompt(before).with_numbered_images();
+        let numbers: Vec<String> = prompt
+            .segments()
+            .windows(2)
+            .filter_map(|pair| match pair {
+                [Segment::Markup(before), Segment::Image] => {
+                    before.rfind("Image ").map(|at| before[at..].to_string())
+                }
+                _ => None,
+            })
+            .collect();
+        let expected: Vec<String> = match shown.len() {
+            0 | 1 => Vec::new(),
+            pictures => (1..=pictures).map(|k| format!("Image {k}:")).collect(),
+        };
+        assert_eq!(numbers, expected, "{prompt}");
+    }
+}
+
+#[test]
+fn pictures_come_in_any_turn_and_any_number() {
+    for family in ["llama", "gemma", "mixtral"] {
+        let model = load(family, &[]);
+        check_turns(
+            &model,
+            &[
+                ("the thing in the air", 0),
+                ("and this?", 1),
+                ("<image> is it in <image>", 2),
+                ("the other one", 0),
+                ("what", 1),
+            ],
+        );
+    }
+}
+
+#[test]
+fn high_definition_pictures_come_in_any_turn_and_any_number() {
+    let model = load_directory(&hd_directory("session"), policy(&[], None));
+    check_turns(
+        &model,
+        &[
+            ("<image> is the air in <image>", 2),
+            ("the other", 0),
+            ("and this?", 1),
+        ],
     );
-    assert_eq!((again.text, again.cached_tokens), (first.text, 0));
+}
+
+#[test]
+fn the_same_picture_twice_is_looked_at_once() {
+    let model = load("llama", &[]);
+    let pair = vec![picture(40, 40, 1), picture(40, 40, 1)];
+    let mut looked = Vec::new();
+    // Side by side, so that their visual tokens are neighbours.
+    let answer = model
+        .session()
+        .ask(
+            "<image><image>the thing",
+            pair.clone(),
+            &options(),
+            &mut |event| {
+                if let Event::EncodingImage { index, .. } = event {
+                    looked.push(index);
+                }
+                Control::Continue
+            },
+        )
+        .unwrap();
+    assert_eq!(looked, [0]);
+    assert_eq!(
+        answer.text,
+        from_nothing(&model, &[Message::user("<image><image>the thing")], &pair)
+    );
+}
+
+#[test]
+fn typed_marks_and_control_strings_are_text() {
+    let model = load("llama", &[]);
+    let mut session = model.session();
+    let prompt_tokens = |session: &mut Session, text: &str, parse_special| {
+        let options = GenerateOptions {
+            parse_special,
+            ..options()
+        };
+        session.reset();
+        session
+            .ask(text, Vec::new(), &options, &mut |_| Control::Continue)
+            .unwrap()
+            .prompt_tokens
+    };
+    let plain = prompt_tokens(&mut session, "the air", false);
+    assert!(prompt_tokens(&mut session, "the air</s>", false) > plain + 1);
+    assert_eq!(prompt_tokens(&mut session, "the air</s>", true), plain + 1);
+    let marked = ask(&mut session, "the <image> tag", Vec::new());
+    assert_eq!(marked.visual_tokens, 0);
+    // A picture in a later turn does not make the earlier mark a place.
+    let next = ask(&mut session, "and this", vec![picture(30, 30, 4)]);
+    assert_eq!(next.visual_tokens, 36);
 }
 
 #[test]
@@ -212,7 +337,18 @@ fn what_does_not_fit_is_refused_and_changes_nothing() {
         .ask(&long, Vec::new(), &options(), &mut |_| Control::Continue)
         .unwrap_err()
         .to_string();
-    assert!(error.contains("2048"), "{error}");
+    assert!(
+        error.contains("text tokens + 0 visual tokens") && error.contains("the limit is 2048"),
+        "{error}"
+    );
+    // The account is made before any picture is looked at.
+    let error = session
+        .ask(&long, vec![picture(9, 9, 1)], &options(), &mut |event| {
+            panic!("{event:?} before the prompt was refused")
+        })
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("36 visual tokens"), "{error}");
     let error = session
         .ask(
             "<image> and <image>",
@@ -226,4 +362,59 @@ fn what_does_not_fit_is_refused_and_changes_nothing() {
     assert!(session.messages().is_empty());
     let fresh = ask(&mut model.session(), "in the air", Vec::new());
     assert_eq!(ask(&mut session, "in the air", Vec::new()).text, fresh.text);
+}
+
+#[test]
+fn an_overlong_prompt_is_cut_at_the_limit_where_asked_for() {
+    let model = load("llama", &[]);
+    let long = "the thing in the air ".repeat(400);
+    let images = [picture(30, 40, 2)];
+    let options = GenerateOptions {
+        overlong: Overlong::Truncate,
+        ..options()
+    };
+    let mut session = model.session();
+    let answer = session
+        .ask(&long, images.to_vec(), &options, &mut |_| Control::Continue)
+        .unwrap();
+    let limit = model.context_limit();
+    assert_eq!(
+        answer.prompt_tokens + answer.visual_tokens - answer.cut_tokens,
+        limit
+    );
+
+    // As the official code: the spliced embeddings lose everything from the limit on, and the answer runs past it.
+    let messages = [
+        Message::user(format!("<image>\n{long}")),
+        Message::open_answer(),
+    ];
+    let prompt = model.template().render(&messages);
+    let ids = mgm_text::encode_with_images(model.tokenizer(), &prompt).unwrap();
+    let features = model
+        .tower_features(&model.prepare(&images[0]).unwrap())
+        .unwrap();
+    let tokens = model.visual_tokens(&features).unwrap();
+    let spliced = model.splice(&ids, &[tokens]).unwrap();
+    assert_eq!(spliced.dim(0).unwrap(), limit + answer.cut_tokens);
+    let (greedy, _) = greedy_cached(&model, &[spliced.narrow(0, 0, limit).unwrap()], LONGEST);
+    let ids: Vec<u32> = greedy[0]
+        .iter()
+        .map(|id| u32::try_from(*id).unwrap())
+        .take_while(|id| !model.stop_ids().contains(id))
+        .collect();
+    assert!(answer.new_tokens > 1);
+    assert_eq!(answer.text, model.tokenizer().decode(&ids, true).trim());
+
+    // A prompt that fits is not touched.
+    session.reset();
+    let short = session
+        .ask("in the air", Vec::new(), &options, &mut |_| {
+            Control::Continue
+        })
+        .unwrap();
+    assert_eq!(short.cut_tokens, 0);
+    assert_eq!(
+        short.text,
+        ask(&mut model.session(), "in the air", Vec::new()).text
+    );
 }

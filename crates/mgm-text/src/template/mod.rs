@@ -3,7 +3,7 @@
 mod render;
 mod table;
 
-use crate::{TextError, Tokenizer};
+use crate::{Prompt, TextError, Tokenizer};
 
 /// Who speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -24,39 +24,47 @@ pub struct Message {
     /// What is said. `None` on the last assistant message asks for an answer; an empty text counts as `None`, as in the
     /// official code.
     pub text: Option<String>,
+    /// Whether every `<image>` in the text is a picture's place, as in the official code; otherwise it is ordinary text.
+    pub places_images: bool,
 }
 
 impl Message {
+    /// A message in which `<image>` marks places of pictures.
+    pub fn new(role: Role, text: Option<String>) -> Self {
+        Self {
+            role,
+            text,
+            places_images: true,
+        }
+    }
+
+    /// The same message with `<image>` as ordinary text: nobody gave a picture with it.
+    #[must_use]
+    pub fn without_images(self) -> Self {
+        Self {
+            places_images: false,
+            ..self
+        }
+    }
+
     /// A system message.
     pub fn system(text: impl Into<String>) -> Self {
-        Self {
-            role: Role::System,
-            text: Some(text.into()),
-        }
+        Self::new(Role::System, Some(text.into()))
     }
 
     /// A user message.
     pub fn user(text: impl Into<String>) -> Self {
-        Self {
-            role: Role::User,
-            text: Some(text.into()),
-        }
+        Self::new(Role::User, Some(text.into()))
     }
 
     /// An answer given earlier.
     pub fn assistant(text: impl Into<String>) -> Self {
-        Self {
-            role: Role::Assistant,
-            text: Some(text.into()),
-        }
+        Self::new(Role::Assistant, Some(text.into()))
     }
 
     /// The answer asked for.
     pub fn open_answer() -> Self {
-        Self {
-            role: Role::Assistant,
-            text: None,
-        }
+        Self::new(Role::Assistant, None)
     }
 }
 
@@ -202,7 +210,14 @@ impl Template {
     ///
     /// A [`Role::System`] message replaces the template's system text. Two families have no place for one: in `gemma` it
     /// then stands at the start of the first user turn, in `plain` at the start of the prompt.
-    pub fn render(&self, messages: &[Message]) -> String {
+    ///
+    /// The parts of the prompt remember whether the template wrote them or somebody said them.
+    pub fn prompt(&self, messages: &[Message]) -> Prompt {
         render::render(self, messages)
+    }
+
+    /// [`Template::prompt`] as one string, which is what the official code works with.
+    pub fn render(&self, messages: &[Message]) -> String {
+        self.prompt(messages).to_string()
     }
 }

@@ -1,38 +1,87 @@
 //! The rendering rules.
 
-use std::borrow::Cow;
-
 use super::{Message, Role, Style, Template};
-use crate::IMAGE_PLACEHOLDER;
+use crate::{IMAGE_PLACEHOLDER, Prompt};
 
 /// The official exchange of the `mmtag` templates.
 const IMAGE_ANNOUNCEMENT: (&str, &str) = ("<Image><image></Image>", "Received.");
 
-/// A turn ready to be written: who, and the text if there is one.
-type Turn<'a> = (Role, Option<Cow<'a, str>>);
+/// A turn ready to be written.
+struct Turn<'a> {
+    role: Role,
+    text: Option<Text<'a>>,
+}
 
-/// See [`Template::render`].
-pub(super) fn render(template: &Template, messages: &[Message]) -> String {
+enum Text<'a> {
+    /// The template's own words.
+    Own(&'static str),
+    /// What somebody said, and whether `<image>` in it marks places.
+    Said(&'a str, bool),
+    /// A first text whose placeholders stand in the announcement before it.
+    Announced(String),
+}
+
+impl Text<'_> {
+    fn write(&self, prompt: &mut Prompt) {
+        match self {
+            Self::Own(text) => {
+                for (index, piece) in text.split(IMAGE_PLACEHOLDER).enumerate() {
+                    if index > 0 {
+                        prompt.content(IMAGE_PLACEHOLDER, true);
+                    }
+                    prompt.markup(piece);
+                }
+            }
+            Self::Said(text, places_images) => prompt.content(text, *places_images),
+            Self::Announced(text) => prompt.content(text, false),
+        }
+    }
+}
+
+/// The system text: a message's, or else the template's.
+enum System<'a> {
+    Own(&'static str),
+    Said(&'a str),
+}
+
+impl System<'_> {
+    fn is_empty(&self) -> bool {
+        match self {
+            Self::Own(text) => text.is_empty(),
+            Self::Said(text) => text.is_empty(),
+        }
+    }
+
+    fn write(&self, prompt: &mut Prompt) {
+        match self {
+            Self::Own(text) => prompt.markup(text),
+            Self::Said(text) => prompt.content(text, false),
+        }
+    }
+}
+
+/// See [`Template::prompt`].
+pub(super) fn render(template: &Template, messages: &[Message]) -> Prompt {
     // The last system message counts.
     let system = messages
         .iter()
         .rev()
         .find(|message| message.role == Role::System)
-        .map_or(template.system, |message| {
-            message.text.as_deref().unwrap_or_default()
+        .map_or(System::Own(template.system), |message| {
+            System::Said(message.text.as_deref().unwrap_or_default())
         });
     let turns = turns(template, messages);
-    let mut prompt = String::new();
+    let mut prompt = Prompt::default();
     match template.style {
-        Style::Single | Style::Two => write_named(template, system, &turns, &mut prompt),
-        Style::Markup => write_markup(template, system, &turns, &mut prompt),
-        Style::Instruct => write_instruct(template, system, &turns, &mut prompt),
-        Style::Gemma => write_gemma(template, system, &turns, &mut prompt),
+        Style::Single | Style::Two => write_named(template, &system, &turns, &mut prompt),
+        Style::Markup => write_markup(template, &system, &turns, &mut prompt),
+        Style::Instruct => write_instruct(template, &system, &turns, &mut prompt),
+        Style::Gemma => write_gemma(template, &system, &turns, &mut prompt),
         Style::Plain => {
-            prompt.push_str(system);
-            for text in turns.iter().filter_map(|(_, text)| text.as_deref()) {
-                prompt.push_str(text);
-                prompt.push_str(template.separator);
+            system.write(&mut prompt);
+            for text in turns.iter().filter_map(|turn| turn.text.as_ref()) {
+                text.write(&mut prompt);
+                prompt.markup(template.separator);
             }
         }
     }
@@ -40,28 +89,38 @@ pub(super) fn render(template: &Template, messages: &[Message]) -> String {
 }
 
 /// The turns with the template's examples, empty texts counted as missing.
-fn turns<'a>(template: &'a Template, messages: &'a [Message]) -> Vec<Turn<'a>> {
+fn turns<'a>(template: &Template, messages: &'a [Message]) -> Vec<Turn<'a>> {
+    let own = |role, text| Turn {
+        role,
+        text: Some(Text::Own(text)),
+    };
     let mut turns: Vec<Turn<'a>> = template
         .examples
         .iter()
-        .map(|(role, text)| (*role, Some(Cow::Borrowed(*text))))
+        .map(|(role, text)| own(*role, *text))
         .collect();
     let said = messages
         .iter()
         .filter(|message| message.role != Role::System);
     for (index, message) in said.enumerate() {
         let text = message.text.as_deref().filter(|text| !text.is_empty());
-        match text {
-            Some(text)
-                if index == 0 && template.announces_image && text.contains(IMAGE_PLACEHOLDER) =>
-            {
-                turns.push((Role::User, Some(Cow::Borrowed(IMAGE_ANNOUNCEMENT.0))));
-                turns.push((Role::Assistant, Some(Cow::Borrowed(IMAGE_ANNOUNCEMENT.1))));
+        let announced = index == 0
+            && template.announces_image
+            && message.places_images
+            && text.is_some_and(|text| text.contains(IMAGE_PLACEHOLDER));
+        let text = match text {
+            Some(text) if announced => {
+                turns.push(own(Role::User, IMAGE_ANNOUNCEMENT.0));
+                turns.push(own(Role::Assistant, IMAGE_ANNOUNCEMENT.1));
                 let rest = text.replace(IMAGE_PLACEHOLDER, "").trim().to_string();
-                turns.push((message.role, (!rest.is_empty()).then_some(Cow::Owned(rest))));
+                (!rest.is_empty()).then_some(Text::Announced(rest))
             }
-            _ => turns.push((message.role, text.map(Cow::Borrowed))),
-        }
+            text => text.map(|text| Text::Said(text, message.places_images)),
+        };
+        turns.push(Turn {
+            role: message.role,
+            text,
+        });
     }
     turns
 }
@@ -82,72 +141,81 @@ fn separator(template: &Template, role: Role) -> &'static str {
     }
 }
 
-fn write_named(template: &Template, system: &str, turns: &[Turn<'_>], prompt: &mut String) {
-    prompt.push_str(system);
-    prompt.push_str(template.separator);
-    for (role, text) in turns {
-        prompt.push_str(role_name(template, *role));
-        prompt.push(':');
+fn write_named(template: &Template, system: &System<'_>, turns: &[Turn<'_>], prompt: &mut Prompt) {
+    system.write(prompt);
+    prompt.markup(template.separator);
+    for Turn { role, text } in turns {
+        prompt.markup(role_name(template, *role));
+        prompt.markup(":");
         if let Some(text) = text {
-            prompt.push(' ');
-            prompt.push_str(text);
-            prompt.push_str(separator(template, *role));
+            prompt.markup(" ");
+            text.write(prompt);
+            prompt.markup(separator(template, *role));
         }
     }
 }
 
-fn write_markup(template: &Template, system: &str, turns: &[Turn<'_>], prompt: &mut String) {
+fn write_markup(template: &Template, system: &System<'_>, turns: &[Turn<'_>], prompt: &mut Prompt) {
     if !system.is_empty() {
-        prompt.push_str(template.system_header);
-        prompt.push_str(system);
-        prompt.push_str(template.separator);
+        prompt.markup(template.system_header);
+        system.write(prompt);
+        prompt.markup(template.separator);
     }
-    for (role, text) in turns {
-        prompt.push_str(role_name(template, *role));
+    for Turn { role, text } in turns {
+        prompt.markup(role_name(template, *role));
         if let Some(text) = text {
-            prompt.push_str(text);
-            prompt.push_str(template.separator);
+            text.write(prompt);
+            prompt.markup(template.separator);
         }
     }
 }
 
-fn write_instruct(template: &Template, system: &str, turns: &[Turn<'_>], prompt: &mut String) {
+fn write_instruct(
+    template: &Template,
+    system: &System<'_>,
+    turns: &[Turn<'_>],
+    prompt: &mut Prompt,
+) {
     let mut first = true;
-    for (role, text) in turns {
+    for Turn { role, text } in turns {
         let Some(text) = text else { continue };
         if *role == Role::Assistant {
-            prompt.push_str(&format!(" {text} {}", template.answer_separator));
+            prompt.markup(" ");
+            text.write(prompt);
+            prompt.markup(" ");
+            prompt.markup(template.answer_separator);
             continue;
         }
-        prompt.push_str(template.separator);
-        prompt.push_str("[INST] ");
+        prompt.markup(template.separator);
+        prompt.markup("[INST] ");
         if first && !system.is_empty() {
-            prompt.push_str(&format!("<<SYS>>\n{system}\n<</SYS>>\n\n"));
+            prompt.markup("<<SYS>>\n");
+            system.write(prompt);
+            prompt.markup("\n<</SYS>>\n\n");
         }
         first = false;
-        prompt.push_str(text);
-        prompt.push_str(" [/INST]");
+        text.write(prompt);
+        prompt.markup(" [/INST]");
     }
     // Python's lstrip takes a set of characters, not a prefix.
-    let kept = prompt
-        .trim_start_matches(|character| template.separator.contains(character))
-        .len();
-    prompt.drain(..prompt.len() - kept);
+    prompt.strip_start(template.separator);
 }
 
-fn write_gemma(template: &Template, system: &str, turns: &[Turn<'_>], prompt: &mut String) {
+fn write_gemma(template: &Template, system: &System<'_>, turns: &[Turn<'_>], prompt: &mut Prompt) {
     let mut pending_system = Some(system).filter(|system| !system.is_empty());
-    for (role, text) in turns {
-        prompt.push_str(&format!("<start_of_turn>{}\n", role_name(template, *role)));
+    for Turn { role, text } in turns {
+        prompt.markup("<start_of_turn>");
+        prompt.markup(role_name(template, *role));
+        prompt.markup("\n");
         let Some(text) = text else { continue };
         if *role != Role::Assistant
             && let Some(system) = pending_system.take()
         {
-            prompt.push_str(system);
-            prompt.push_str("\n\n");
+            system.write(prompt);
+            prompt.markup("\n\n");
         }
-        prompt.push_str(text);
-        prompt.push_str("<end_of_turn>\n");
-        prompt.push_str(separator(template, *role));
+        text.write(prompt);
+        prompt.markup("<end_of_turn>\n");
+        prompt.markup(separator(template, *role));
     }
 }

@@ -4,8 +4,9 @@
 #![allow(dead_code, unreachable_pub)]
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use mgm_text::Tokenizer;
+use mgm_text::{GgufVocab, Tokenizer};
 use serde::Deserialize;
 
 /// Expected ids made by a reference implementation.
@@ -67,6 +68,31 @@ pub fn fetched(name: &str) -> Option<PathBuf> {
 pub fn vectors(name: &str) -> Vectors {
     let bytes = std::fs::read(fixture(&format!("{name}.vectors.json"))).unwrap();
     serde_json::from_slice(&bytes).unwrap()
+}
+
+/// The tokeniser that a vector file of a SentencePiece vocabulary was made with.
+pub fn sentencepiece(name: &str) -> Tokenizer {
+    if name == "vicuna" {
+        let mut vocab = GgufVocab::read(fixture("ggml-vocab-llama-spm.gguf")).unwrap();
+        vocab.legacy = Some(false);
+        return Tokenizer::from_gguf_metadata(&vocab).unwrap();
+    }
+    // Tests of one program run at the same time.
+    static NUMBER: AtomicUsize = AtomicUsize::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    let folder =
+        std::env::temp_dir().join(format!("mgm-text-{}-{number}-{name}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::copy(
+        fixture("mistral-v1.tokenizer.model"),
+        folder.join("tokenizer.model"),
+    )
+    .unwrap();
+    let config = vectors(name).config.to_string();
+    std::fs::write(folder.join("tokenizer_config.json"), config).unwrap();
+    let tokenizer = Tokenizer::from_directory(&folder).unwrap();
+    std::fs::remove_dir_all(&folder).unwrap();
+    tokenizer
 }
 
 /// Compares encoding, literal encoding, decoding and streaming over all cases; fails with every difference.

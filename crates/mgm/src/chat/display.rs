@@ -116,6 +116,17 @@ impl Drop for Display<'_> {
     }
 }
 
+/// Tells that a prompt was cut ([`mini_gemini::Overlong::Truncate`]).
+pub(super) fn note_cut(answer: &Answer) {
+    if answer.cut_tokens > 0 {
+        note!(
+            "warning: the prompt did not fit: its last {} of {} tokens were cut off",
+            answer.cut_tokens,
+            answer.prompt_tokens + answer.visual_tokens
+        );
+    }
+}
+
 /// Tokens per second after the first token; `None` when there was only one.
 pub(super) fn tokens_per_second(answer: &Answer) -> Option<f64> {
     let seconds = answer.timings.decode.as_secs_f64();
@@ -139,7 +150,7 @@ pub(super) fn timing_line(
     parts.push(format!(
         "prompt {:.3} s for {} tokens",
         answer.timings.prefill.as_secs_f64(),
-        answer.prompt_tokens + answer.visual_tokens - answer.cached_tokens
+        answer.prompt_tokens + answer.visual_tokens - answer.cut_tokens - answer.cached_tokens
     ));
     let mut line = match since_start {
         Some(time) => format!("first token after {:.3} s", time.as_secs_f64()),

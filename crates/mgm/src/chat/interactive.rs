@@ -142,9 +142,15 @@ impl<'a> Conversation<'a> {
             Ok(answer) => answer,
             Err(error @ mini_gemini::Error::ContextOverflow { .. }) => {
                 drop(display);
-                Failure::from(error)
-                    .hint("/reset starts a new conversation")
-                    .print();
+                // What was shown for this question is what can be taken back most easily.
+                let hint = match (self.session.messages().is_empty(), self.pending.len()) {
+                    (true, 0) => "ask something shorter",
+                    (true, _) => "ask something shorter, or /reset and show fewer pictures",
+                    (false, _) => {
+                        "/reset starts a new conversation, in which this question may fit"
+                    }
+                };
+                Failure::from(error).hint(hint).print();
                 return Ok(());
             }
             Err(error) => {
@@ -154,6 +160,7 @@ impl<'a> Conversation<'a> {
             }
         };
         display.finish()?;
+        display::note_cut(&answer);
         match answer.stop {
             StopReason::Interrupted => note!("(stopped)"),
             StopReason::Length => {

@@ -8,9 +8,9 @@ mod one_shot;
 
 use std::time::Instant;
 
-use mini_gemini::{GenerateOptions, ModelSource};
+use mini_gemini::{GenerateOptions, ModelSource, Overlong};
 
-use crate::cli::ChatArgs;
+use crate::cli::{ChatArgs, OverlongChoice};
 use crate::failure::Failure;
 use crate::model;
 
@@ -46,5 +46,10 @@ fn generate_options(args: &ChatArgs) -> GenerateOptions {
         top_p: args.top_p.unwrap_or(defaults.top_p),
         max_new_tokens: args.max_new_tokens.get(),
         seed: args.seed,
+        overlong: match args.overlong {
+            OverlongChoice::Refuse => Overlong::Refuse,
+            OverlongChoice::Truncate => Overlong::Truncate,
+        },
+        parse_special: args.parse_special,
     }
 }

@@ -25,6 +25,7 @@ struct JsonAnswer<'a> {
 struct JsonTokens {
     prompt: usize,
     visual: usize,
+    cut: usize,
     new: usize,
 }
 
@@ -61,6 +62,7 @@ pub(super) fn run(args: &ChatArgs, prompt: &str, started: Instant) -> Result<(),
         &mut |event| display.on_event(event),
     )?;
     display.finish()?;
+    display::note_cut(&answer);
     let first_text = display.first_text().map(|first| first - started);
     if args.json {
         stdout::write_json(&JsonAnswer {
@@ -70,6 +72,7 @@ pub(super) fn run(args: &ChatArgs, prompt: &str, started: Instant) -> Result<(),
             tokens: JsonTokens {
                 prompt: answer.prompt_tokens,
                 visual: answer.visual_tokens,
+                cut: answer.cut_tokens,
                 new: answer.new_tokens,
             },
             timings: JsonTimings {

@@ -104,6 +104,25 @@ pub(crate) fn load(family: &str, trainable: &[&str]) -> MiniGemini {
     load_directory(&fixture(family), policy(trainable, None))
 }
 
+/// The Gemma checkpoint with the HD configuration beside the same weights.
+pub(crate) fn hd_directory(name: &str) -> PathBuf {
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    std::fs::create_dir_all(&directory).unwrap();
+    for file in [
+        "model.safetensors",
+        "tokenizer.model",
+        "tokenizer_config.json",
+    ] {
+        std::fs::copy(fixture("gemma").join(file), directory.join(file)).unwrap();
+    }
+    std::fs::copy(
+        fixture("gemma/config_hd.json"),
+        directory.join("config.json"),
+    )
+    .unwrap();
+    directory
+}
+
 /// The stored pictures named `base` or `hd`, as normalised values `[3, size, size]` each.
 pub(crate) fn pictures(name: &str) -> Vec<Vec<f32>> {
     let codes = read("images.safetensors");
