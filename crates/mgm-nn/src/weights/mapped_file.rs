@@ -28,5 +28,13 @@ pub(crate) fn map(path: &Path) -> Result<MappedFile> {
             "expected a file, found a directory or device",
         ));
     }
-    Mapped::open(&file).map_err(failed("mapping"))
+    let mapped = Mapped::open(&file).map_err(failed("mapping"))?;
+    // What a clone of a model's repository holds when its large files were not fetched.
+    if (*mapped).as_ref().starts_with(b"version https://git-lfs") {
+        return Err(Error::format(
+            path.display().to_string(),
+            "a Git LFS pointer, the weights themselves were not downloaded (git lfs pull)",
+        ));
+    }
+    Ok(mapped)
 }

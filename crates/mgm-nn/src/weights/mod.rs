@@ -3,6 +3,7 @@
 mod element_type;
 mod gguf;
 mod imatrix;
+mod index;
 mod layer;
 mod layers;
 mod mapped_file;

@@ -1,12 +1,11 @@
-//! Reading safetensors files: single, or several that an index names.
+//! Reading safetensors files.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
-use std::path::{Component, Path, PathBuf};
+use std::path::Path;
 
 use mgm_kernels::quant::Bytes;
 use safetensors::tensor::{Dtype, Metadata, SafeTensorError, SafeTensors, TensorInfo};
-use serde::Deserialize;
 
 use super::element_type::ElementType;
 use super::layer::Entry;
@@ -162,41 +161,4 @@ fn incomplete(bytes: &[u8], header_len: usize) -> String {
             metadata.data_len()
         ),
     }
-}
-
-#[derive(Deserialize)]
-struct Index {
-    weight_map: BTreeMap<String, String>,
-}
-
-/// The files that an index (`model.safetensors.index.json`, `pytorch_model.bin.index.json`) names, each once.
-pub(crate) fn indexed_files(index: &Path) -> Result<Vec<PathBuf>> {
-    let text = std::fs::read(index).map_err(|source| Error::Io {
-        path: index.to_path_buf(),
-        action: "reading",
-        source,
-    })?;
-    let label = index.display().to_string();
-    let parsed: Index = serde_json::from_slice(&text).map_err(|error| {
-        Error::format(
-            &label,
-            format!("expected a JSON index with a weight_map: {error}"),
-        )
-    })?;
-    let folder = index.parent().unwrap_or(Path::new("."));
-    let files: BTreeSet<String> = parsed.weight_map.into_values().collect();
-    files
-        .into_iter()
-        .map(|name| {
-            // An index must not point out of its folder.
-            let plain = Path::new(&name)
-                .components()
-                .all(|part| matches!(part, Component::Normal(_)));
-            if plain {
-                Ok(folder.join(name))
-            } else {
-                Err(Error::format(&label, format!("bad file name {name:?}")))
-            }
-        })
-        .collect()
 }

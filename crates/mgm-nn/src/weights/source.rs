@@ -11,10 +11,11 @@ use mgm_kernels::quant::Bytes;
 
 use super::element_type::TensorInfo;
 use super::gguf::{GgufFile, GgufMetadata};
+use super::index;
 use super::layer::{Entry, Layer};
 use super::parameters::Parameters;
 use super::policy::WeightPolicy;
-use super::safetensors_file::{SafetensorsFile, indexed_files};
+use super::safetensors_file::SafetensorsFile;
 use super::stored::StoredTensor;
 use super::torch::TorchFile;
 use crate::{Error, Result};
@@ -82,8 +83,7 @@ impl Found {
 }
 
 impl WeightSource {
-    fn from_layers(layers: Vec<Layer>) -> Self {
-        let layers = layers.into_iter().map(Arc::new).collect();
+    fn from_layers(layers: Vec<Arc<Layer>>) -> Self {
         let shared = Shared {
             layers,
             policy: WeightPolicy::default(),
@@ -98,17 +98,18 @@ impl WeightSource {
     /// Safetensors files, or index files (`….index.json`) that name them; of two tensors with one name the later file's
     /// is used. Files are mapped, not read.
     pub fn from_safetensors(paths: &[PathBuf]) -> Result<Self> {
+        Self::from_files(paths, |path| {
+            Ok(Layer::Safetensors(SafetensorsFile::open(path)?))
+        })
+    }
+
+    /// The files, or those that index files among them name.
+    fn from_files(paths: &[PathBuf], open: impl Fn(&Path) -> Result<Layer>) -> Result<Self> {
         let mut layers = Vec::new();
         for path in paths {
-            if path
-                .extension()
-                .is_some_and(|extension| extension == "json")
-            {
-                for file in indexed_files(path)? {
-                    layers.push(Layer::Safetensors(SafetensorsFile::open(&file)?));
-                }
-            } else {
-                layers.push(Layer::Safetensors(SafetensorsFile::open(path)?));
+            match path.extension() {
+                Some(extension) if extension == "json" => layers.extend(index::open(path, &open)?),
+                _ => layers.push(Arc::new(open(path)?)),
             }
         }
         Ok(Self::from_layers(layers))
@@ -116,22 +117,14 @@ impl WeightSource {
 
     /// A GGUF file, version 2 or 3. Tensors of text models appear under their Hugging Face names and in that layout.
     pub fn from_gguf(path: &Path) -> Result<Self> {
-        Ok(Self::from_layers(vec![Layer::Gguf(GgufFile::open(path)?)]))
+        Ok(Self::from_layers(vec![Arc::new(Layer::Gguf(
+            GgufFile::open(path)?,
+        ))]))
     }
 
     /// Torch `.bin`/`.pt`/`.pth` files, or index files that name them.
     pub fn from_torch(paths: &[PathBuf]) -> Result<Self> {
-        let mut layers = Vec::new();
-        for path in paths {
-            let files = match path.extension() {
-                Some(extension) if extension == "json" => indexed_files(path)?,
-                _ => vec![path.clone()],
-            };
-            for file in files {
-                layers.push(Layer::Torch(TorchFile::open(&file)?));
-            }
-        }
-        Ok(Self::from_layers(layers))
+        Self::from_files(paths, |path| Ok(Layer::Torch(TorchFile::open(path)?)))
     }
 
     /// The checkpoint in a directory: `model.safetensors.index.json`, else all `*.safetensors`, else
@@ -213,10 +206,10 @@ impl WeightSource {
 
     /// Tensors in memory.
     pub fn from_tensors(tensors: HashMap<String, Tensor>) -> Self {
-        Self::from_layers(vec![Layer::Tensors {
+        Self::from_layers(vec![Arc::new(Layer::Tensors {
             label: "memory".to_string(),
             tensors,
-        }])
+        })])
     }
 
     /// Lays `other` over this source: its tensors win. Policy, parameters and position are this one's.

@@ -174,6 +174,10 @@ fn damaged_safetensors_name_file_and_tensor() {
         .contains("opening failed")
     );
     assert!(WeightSource::from_safetensors(std::slice::from_ref(&folder.0)).is_err());
+    assert!(
+        open(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+            .contains("a Git LFS pointer")
+    );
 }
 
 #[test]
@@ -225,10 +229,64 @@ fn directories_and_indices() {
         values(&source.tensor("b", [3]).unwrap()),
         values(&tensor(&[3], 2))
     );
-    fs::write(&index, r#"{"weight_map": {"a": "../escape.safetensors"}}"#).unwrap();
-    assert!(message(WeightSource::open(&folder.0)).contains("bad file name"));
-    fs::write(&index, r#"{"weight_map": {"a": "missing.safetensors"}}"#).unwrap();
-    assert!(message(WeightSource::open(&folder.0)).contains("missing.safetensors: opening failed"));
+    let error = |text: &str, expected: &str| {
+        fs::write(&index, text).unwrap();
+        let message = message(WeightSource::open(&folder.0));
+        assert!(
+            message.contains("model.safetensors.index.json: ") && message.contains(expected),
+            "{message}"
+        );
+    };
+    for name in [
+        "../escape.safetensors",
+        "/etc/passwd",
+        "sub/a.safetensors",
+        ".",
+        "..",
+    ] {
+        let text = format!(r#"{{"weight_map": {{"a": "{name}"}}}}"#);
+        error(&text, &format!("bad file name {name:?}"));
+    }
+    error(
+        r#"{"weight_map": {"a": "model.safetensors.index.json"}}"#,
+        "names model.safetensors.index.json, another index",
+    );
+    error(
+        r#"{"weight_map": {"a": "missing.safetensors"}}"#,
+        "names missing.safetensors, which is not in its folder",
+    );
+    error(
+        r#"{"weight_map": {"a": "model-2.safetensors", "b": "model-2.safetensors", "c": "model-1.safetensors"}}"#,
+        "tensor a should be in model-2.safetensors, which does not hold it (1 more tensors",
+    );
+    error(
+        r#"{"weight_map": {"a": "model-1.safetensors", "a": "model-2.safetensors"}}"#,
+        "tensor a is listed twice",
+    );
+    error(
+        r#"{"weight_map": {}, "weight_map": {}}"#,
+        "duplicate field `weight_map`",
+    );
+    error(&"[".repeat(100_000), "weight_map");
+    error(r#"{"weight_map": {"a": 3}}"#, "weight_map");
+
+    // Shards may hold more than the index says; where two have a tensor of one name, the index decides.
+    let third = folder.file("model-3.safetensors");
+    save(
+        &third,
+        &map([("a", tensor(&[7], 3)), ("extra", tensor(&[1], 4))]),
+    );
+    let shards =
+        r#""a": "model-1.safetensors", "b": "model-2.safetensors", "extra": "model-3.safetensors""#;
+    fs::write(
+        &index,
+        format!(r#"{{"metadata": {{"total_size": 1}}, "weight_map": {{{shards}}}}}"#),
+    )
+    .unwrap();
+    let source = WeightSource::open(&folder.0).unwrap();
+    assert_eq!(source.names(), ["a", "b", "extra"]);
+    assert_eq!(source.shape("a"), Some(vec![2]));
+    fs::remove_file(&third).unwrap();
     fs::write(&index, "[]").unwrap();
     assert!(message(WeightSource::open(&folder.0)).contains("weight_map"));
     fs::remove_file(&index).unwrap();
