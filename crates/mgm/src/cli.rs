@@ -233,7 +233,7 @@ pub(crate) struct EmbedArgs {
     pub(crate) model: ModelArgs,
 }
 
-/// List and inspect model files.
+/// List, download and inspect model files.
 #[derive(Debug, Args)]
 pub(crate) struct ModelsArgs {
     #[command(subcommand)]
@@ -242,8 +242,9 @@ pub(crate) struct ModelsArgs {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ModelsCommand {
-    /// The models that --model accepts by name
-    List,
+    List(ListArgs),
+    #[cfg(feature = "hub")]
+    Pull(PullArgs),
     /// What a model directory or a weight file holds
     Inspect {
         /// A model directory, a built-in model's name, or a .safetensors or .gguf file
@@ -254,6 +255,48 @@ pub(crate) enum ModelsCommand {
         #[arg(long)]
         tensors: bool,
     },
+}
+
+/// The models that are there, and those that can be downloaded.
+///
+/// Sizes are in units of 1000. Memory is that of the weights and of a full context; buffers add a few hundred megabytes.
+#[derive(Debug, Args)]
+pub(crate) struct ListArgs {
+    /// Folder of models to list too
+    #[arg(long, value_name = "DIR", env = "MGM_MODEL_ZOO", value_hint = ValueHint::DirPath)]
+    pub(crate) model_zoo: Option<PathBuf>,
+
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Download a model from the Hugging Face hub into its cache.
+///
+/// Prints the model's folder, once every file has been checked against the hub's checksums. An interrupted download goes on where it was
+/// when the command is run again. HF_ENDPOINT, HF_TOKEN, HF_HOME, HF_HUB_CACHE and HF_HUB_OFFLINE are heeded; see docs/hub.md.
+#[cfg(feature = "hub")]
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    mgm models pull mgm-2b\n  \
+    mgm models pull YanweiLi/MGM-7B-HD\n  \
+    mgm models pull mgm-2b --include '*.json' --include 'tokenizer*'")]
+pub(crate) struct PullArgs {
+    /// A name that `mgm models list` shows, or a repository (organisation/name)
+    #[arg(value_name = "NAME-OR-REPO")]
+    pub(crate) name: mgm_hub::Repository,
+
+    /// Branch, tag or commit
+    #[arg(long, value_name = "REV", default_value = mgm_hub::MAIN)]
+    pub(crate) revision: mgm_hub::Revision,
+
+    /// Only files that match; may be repeated [default: all but other frameworks' weights and torch duplicates of safetensors]
+    #[arg(long, value_name = "GLOB")]
+    pub(crate) include: Vec<String>,
+
+    /// Check the files that are already there too, and replace damaged ones
+    #[arg(long)]
+    pub(crate) verify: bool,
 }
 
 /// Print a shell completion script.

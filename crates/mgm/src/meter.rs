@@ -20,3 +20,14 @@ pub(crate) fn bar(total: u64) -> ProgressBar {
     }
     bar
 }
+
+/// A bar over `total` bytes with their rate and a free message.
+#[cfg(feature = "hub")]
+pub(crate) fn byte_bar(total: u64) -> ProgressBar {
+    let bar = ProgressBar::new(total);
+    let template = "{bar:24} {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec} · {eta} left · {msg}";
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        bar.set_style(style);
+    }
+    bar
+}

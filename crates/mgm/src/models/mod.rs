@@ -2,6 +2,8 @@
 
 mod inspect;
 mod list;
+#[cfg(feature = "hub")]
+mod pull;
 
 use std::path::{Path, PathBuf};
 
@@ -11,7 +13,9 @@ use crate::failure::Failure;
 /// Runs the command.
 pub(crate) fn run(command: ModelsCommand) -> Result<(), Failure> {
     match command {
-        ModelsCommand::List => list::run(),
+        ModelsCommand::List(args) => list::run(&args),
+        #[cfg(feature = "hub")]
+        ModelsCommand::Pull(args) => pull::run(&args),
         ModelsCommand::Inspect { path, tensors } => inspect::run(&path, tensors),
     }
 }
