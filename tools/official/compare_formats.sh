@@ -26,11 +26,9 @@ case $family in 2b) name=MGM-2B ;; 7b) name=MGM-7B ;; 13b) name=MGM-13B ;; 8b) n
 model=$work/$name
 reference=$work/reference.safetensors
 
-if [ ! -f "$reference" ]; then
-    "$python" "$here/make_checkpoint.py" "$family" "$model" ${LAYERS:+--layers "$LAYERS"} --shard-bytes 1e9 --assets "$assets" >&2
-    "$python" "$here/make_variant.py" "$model" adapter "$work/adapter" >&2
-    "$python" "$here/reference.py" "$model" "$reference" --adapter "$work/adapter/adapter" --features "$features" >&2
-fi
+[ -d "$model" ] || "$python" "$here/make_checkpoint.py" "$family" "$model" ${LAYERS:+--layers "$LAYERS"} --shard-bytes 1e9 --assets "$assets" >&2
+[ -d "$work/adapter" ] || "$python" "$here/make_variant.py" "$model" adapter "$work/adapter" >&2
+[ -f "$reference" ] || "$python" "$here/reference.py" "$model" "$reference" --adapter "$work/adapter/adapter" --features "$features" >&2
 
 row() { # TITLE OUT [compare.py option…]
     local title=$1 out=$2

@@ -2,7 +2,7 @@
 values are drawn (names and shapes as published, values made up)."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 CLIP = "model.vision_tower.vision_tower.vision_model."
 AUX = "model.vision_tower_aux."
@@ -172,8 +172,11 @@ def checkpoint_tensors(family, layers, vision=True):
         yield from projector_tensors(family)
         yield from mining_tensors()
     # Gemma's head is stored although it is the embedding.
-    same = "model.embed_tokens.weight" if family.tied else None
-    yield Draw("lm_head.weight", (family.vocab, family.hidden), 2.0 / math.sqrt(family.hidden), same_as=same)
+    if family.tied:
+        embedding = next(decoder_tensors(family, 0))
+        yield replace(embedding, name="lm_head.weight", same_as=embedding.name)
+    else:
+        yield Draw("lm_head.weight", (family.vocab, family.hidden), 2.0 / math.sqrt(family.hidden))
 
 
 def language_config(family, layers):
