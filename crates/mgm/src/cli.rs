@@ -37,9 +37,29 @@ pub(crate) enum Command {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Model")]
 pub(crate) struct ModelArgs {
-    /// Model directory, or the name of a built-in model
-    #[arg(long, value_name = "NAME-OR-PATH", default_value = mini_gemini::BUILT_IN_NAME, value_hint = ValueHint::DirPath)]
+    /// A model's folder, a GGUF file, the name of a downloaded model (organisation/name), or `smol`, the built-in one
+    #[arg(long, value_name = "NAME-OR-PATH", default_value = mini_gemini::BUILT_IN_NAME, value_hint = ValueHint::AnyPath)]
     pub(crate) model: String,
+
+    /// Folder in which models, and the towers and base models they name, are looked for
+    #[arg(long, value_name = "DIR", env = "MGM_MODEL_ZOO", value_hint = ValueHint::DirPath)]
+    pub(crate) model_zoo: Option<PathBuf>,
+
+    /// Base model of a stage-1 or adapter folder [default: the one it names]
+    #[arg(long, value_name = "NAME-OR-PATH", value_hint = ValueHint::DirPath)]
+    pub(crate) model_base: Option<PathBuf>,
+
+    /// A PEFT adapter folder to apply to the model
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) adapter: Option<PathBuf>,
+
+    /// Vision file of a GGUF pair [default: the one beside the language file]
+    #[arg(long, value_name = "FILE.gguf", value_hint = ValueHint::FilePath)]
+    pub(crate) mmproj: Option<PathBuf>,
+
+    /// The transformers release whose Gemma is computed [default: 4.39, which the authors ran]
+    #[arg(long, value_enum, value_name = "RELEASE")]
+    pub(crate) gemma_numerics: Option<GemmaNumericsChoice>,
 
     /// Where to compute
     #[arg(long, value_enum, default_value_t = DeviceChoice::Auto)]
@@ -64,6 +84,16 @@ pub(crate) enum DeviceChoice {
     Cuda,
     /// An Apple GPU
     Metal,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum GemmaNumericsChoice {
+    /// GELU by the error function
+    #[value(name = "4.38")]
+    V4_38,
+    /// GELU by its tanh form
+    #[value(name = "4.39")]
+    V4_39,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -255,6 +285,32 @@ pub(crate) enum ModelsCommand {
         #[arg(long)]
         tensors: bool,
     },
+    /// Write a model with a LoRA adapter merged into its weights, in the official layout
+    Merge(MergeArgs),
+}
+
+/// A checkpoint with its adapter.
+#[derive(Debug, Args)]
+pub(crate) struct MergeArgs {
+    /// The model, or an adapter folder that names its base
+    #[arg(value_name = "MODEL", value_hint = ValueHint::AnyPath)]
+    pub(crate) model: String,
+
+    /// The PEFT adapter folder
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) adapter: Option<PathBuf>,
+
+    /// The folder to write; must not hold anything yet
+    #[arg(short, long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) output: PathBuf,
+
+    /// Base model of an adapter folder [default: the one it names]
+    #[arg(long, value_name = "NAME-OR-PATH", value_hint = ValueHint::DirPath)]
+    pub(crate) model_base: Option<PathBuf>,
+
+    /// Folder in which models, and the towers and base models they name, are looked for
+    #[arg(long, value_name = "DIR", env = "MGM_MODEL_ZOO", value_hint = ValueHint::DirPath)]
+    pub(crate) model_zoo: Option<PathBuf>,
 }
 
 /// The models that are there, and those that can be downloaded.

@@ -133,9 +133,15 @@ impl From<mini_gemini::Error> for Failure {
         use mini_gemini::Error;
         let failure = Self::from_error(&error);
         match &error {
+            Error::ModelNotFound {
+                repository: Some(repository),
+                ..
+            } => failure.hint(format!("`mgm models pull {repository}` downloads it")),
             Error::ModelNotFound { .. } => {
                 failure.hint("`mgm models list` shows the models that are known by name")
             }
+            Error::NotFound { .. } => failure
+                .hint("--model-zoo DIR names a folder to look in; `mgm models pull` downloads"),
             Error::ContextOverflow { .. } => {
                 failure.hint("shorten the prompt, pass fewer pictures, or let `--overlong truncate` cut it as the official code does")
             }

@@ -1,8 +1,8 @@
 //! Loading the model that the flags name.
 
-use mini_gemini::{LoadOptions, MiniGemini, ModelSource, Precision};
+use mini_gemini::{GemmaNumerics, LoadEvent, LoadOptions, MiniGemini, ModelSource, Precision};
 
-use crate::cli::{DeviceChoice, DtypeChoice, ModelArgs};
+use crate::cli::{DeviceChoice, DtypeChoice, GemmaNumericsChoice, ModelArgs};
 use crate::failure::Failure;
 use crate::meter;
 
@@ -46,15 +46,34 @@ pub(crate) fn prepare(args: &ModelArgs) -> Result<(), Failure> {
     set_threads(args.threads)
 }
 
-/// Loads the model, under a spinner.
-pub(crate) fn load(args: &ModelArgs, template: Option<&str>) -> Result<MiniGemini, Failure> {
-    let options = LoadOptions {
+/// What the flags say about finding and loading the model.
+pub(crate) fn options(args: &ModelArgs, template: Option<&str>) -> Result<LoadOptions, Failure> {
+    Ok(LoadOptions {
         precision: precision(args)?,
         template: template.map(str::to_string),
-        ..LoadOptions::default()
-    };
+        model_zoo: args.model_zoo.clone(),
+        base: args.model_base.clone(),
+        adapter: args.adapter.clone(),
+        mmproj: args.mmproj.clone(),
+        gemma_numerics: args.gemma_numerics.map(|choice| match choice {
+            GemmaNumericsChoice::V4_38 => GemmaNumerics::Erf,
+            GemmaNumericsChoice::V4_39 => GemmaNumerics::Tanh,
+        }),
+    })
+}
+
+/// Loads the model, under a spinner that says how far it is.
+pub(crate) fn load(args: &ModelArgs, template: Option<&str>) -> Result<MiniGemini, Failure> {
+    let options = options(args, template)?;
     let spinner = meter::spinner(format!("loading {}", args.model));
-    let model = MiniGemini::load(&ModelSource::parse(&args.model), &options);
+    let source = ModelSource::parse(&args.model);
+    let model = MiniGemini::load_with_progress(&source, &options, &mut |event| match event {
+        LoadEvent::Note(text) => spinner.suspend(|| note!("{text}")),
+        LoadEvent::Layer { done, total } => {
+            spinner.set_message(format!("loading {}: layer {done} of {total}", args.model));
+        }
+        LoadEvent::Vision => spinner.set_message(format!("loading {}: towers", args.model)),
+    });
     spinner.finish_and_clear();
     Ok(model?)
 }

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use mgm_text::Template;
 use serde::Deserialize;
 
 use crate::decoder::{Activation, DecoderConfig, ExpertConfig};
@@ -30,6 +31,15 @@ pub struct ModelConfig {
     pub architectures: Vec<String>,
     /// Hugging Face model type; absent in several releases.
     pub model_type: Option<String>,
+    /// The model that training started from: the base of a stage-1 folder.
+    #[serde(rename = "_name_or_path")]
+    pub name_or_path: Option<String>,
+    /// Activation of the gated MLP as the base model's configuration names it.
+    pub hidden_act: Option<String>,
+    /// Stretched rotary positions; no supported model has them.
+    pub rope_scaling: Option<serde_json::Value>,
+    /// Weights stored in another program's quantised form; none is supported.
+    pub quantization_config: Option<serde_json::Value>,
     /// Width of the language model.
     pub hidden_size: usize,
     /// Width of its gated MLP.
@@ -177,26 +187,145 @@ impl ModelConfig {
         })
     }
 
-    /// The language-model family.
+    /// The language-model family: from `architectures` and `model_type`, else from numeric keys.
     pub fn family(&self) -> Family {
+        self.named_family()
+            .unwrap_or_else(|| self.numeric_family().unwrap_or(Family::Llama))
+    }
+
+    /// The family that `architectures` or `model_type` names.
+    fn named_family(&self) -> Option<Family> {
         let mut names = self.architectures.join(" ").to_lowercase();
         if let Some(model_type) = &self.model_type {
             names.push(' ');
             names.push_str(&model_type.to_lowercase());
         }
-        if names.contains("gemma") {
-            Family::Gemma
-        } else if names.contains("mixtral") || self.num_local_experts.is_some() {
-            Family::Mixtral
-        } else if names.contains("mistral") {
-            Family::Mistral
-        } else if names.contains("qwen2") {
-            Family::Qwen2
-        } else if self.architectures.is_empty() && self.head_dim == Some(256) {
-            Family::Gemma
+        let families = [
+            ("gemma", Family::Gemma),
+            ("mixtral", Family::Mixtral),
+            ("mistral", Family::Mistral),
+            ("qwen2", Family::Qwen2),
+            ("llama", Family::Llama),
+        ];
+        let family = families
+            .iter()
+            .find(|(name, _)| names.contains(name))
+            .map(|(_, family)| *family)?;
+        // Experts are never left out, whatever the class is called.
+        Some(match self.num_local_experts {
+            Some(_) => Family::Mixtral,
+            None => family,
+        })
+    }
+
+    /// The family that only one set of sizes can belong to.
+    fn numeric_family(&self) -> Option<Family> {
+        if self.num_local_experts.is_some() {
+            Some(Family::Mixtral)
+        } else if self.head_dim == Some(256) || self.vocab_size == 256_000 {
+            Some(Family::Gemma)
         } else {
-            Family::Llama
+            None
         }
+    }
+
+    /// Settles the family of a configuration that names none, by its numeric keys or else by the model's name (spec: model §9.5).
+    pub fn settle_family(&mut self, model_name: &str) {
+        // A class of an unknown name is refused by `check`, not guessed at.
+        if self.named_family().is_some() || !self.architectures.is_empty() {
+            return;
+        }
+        let template = Template::for_model_name(model_name).name();
+        let family = self.numeric_family().unwrap_or(match template {
+            "gemma" => Family::Gemma,
+            "mistral_instruct" => Family::Mixtral,
+            _ => Family::Llama,
+        });
+        let model_type = match family {
+            Family::Gemma => "gemma",
+            Family::Mixtral => "mixtral",
+            Family::Mistral => "mistral",
+            Family::Qwen2 => "qwen2",
+            Family::Llama => "llama",
+        };
+        self.model_type = Some(model_type.into());
+    }
+
+    /// Whether this program computes what the configuration asks for: unknown classes and variants are refused rather than run wrongly.
+    ///
+    /// # Errors
+    /// Naming the key, what was expected and what was found.
+    pub fn check(&self, file: &Path) -> Result<()> {
+        let bad = |message: String| Error::Config {
+            file: file.into(),
+            message,
+        };
+        let names = self.architectures.join(" ").to_lowercase();
+        let model_type = self
+            .model_type
+            .as_deref()
+            .unwrap_or_default()
+            .to_lowercase();
+        let others = [
+            "gemma2",
+            "gemma3",
+            "gemma4",
+            "llama4",
+            "qwen2moe",
+            "qwen2_moe",
+            "qwen2vl",
+            "qwen2_vl",
+            "qwen2_5",
+        ];
+        let other = others
+            .iter()
+            .find(|other| names.contains(**other) || model_type.contains(**other));
+        if other.is_some() || (!names.is_empty() && self.named_family().is_none()) {
+            return Err(bad(format!(
+                "architectures {:?}, model_type `{model_type}`: expected a model of the Gemma, Llama, Mistral, Mixtral or Qwen2 class",
+                self.architectures
+            )));
+        }
+        if let Some(quantised) = self
+            .quantization_config
+            .as_ref()
+            .filter(|value| !value.is_null())
+        {
+            let method = quantised
+                .get("quant_method")
+                .and_then(|method| method.as_str())
+                .unwrap_or("unknown");
+            return Err(bad(format!(
+                "quantization_config: weights quantised by `{method}` cannot be read; use the unquantised release"
+            )));
+        }
+        if let Some(scaling) = self.rope_scaling.as_ref().filter(|value| !value.is_null()) {
+            let kind = ["rope_type", "type"]
+                .iter()
+                .find_map(|key| scaling.get(key)?.as_str())
+                .unwrap_or("unknown");
+            if kind != "default" {
+                return Err(bad(format!("rope_scaling of type `{kind}`: expected none")));
+            }
+        }
+        let activation = self.hidden_act.as_deref();
+        let fits = match self.family() {
+            // Gemma's key says `gelu`, which the releases' library reads as the tanh form (spec: model §9.3).
+            Family::Gemma => activation.is_none_or(|name| name.starts_with("gelu")),
+            _ => activation.is_none_or(|name| ["silu", "swish"].contains(&name)),
+        };
+        if !fits {
+            return Err(bad(format!(
+                "hidden_act is `{}`: expected {}",
+                activation.unwrap_or_default(),
+                if self.family() == Family::Gemma {
+                    "gelu"
+                } else {
+                    "silu"
+                }
+            )));
+        }
+        Ok(())
     }
 
     /// The decoder's hyper-parameters.
@@ -227,6 +356,20 @@ impl ModelConfig {
                 )));
             }
         };
+        let sizes = [
+            ("num_hidden_layers", self.num_hidden_layers),
+            ("hidden_size", self.hidden_size),
+            ("intermediate_size", self.intermediate_size),
+            ("vocab_size", self.vocab_size),
+            ("head_dim", head_dim),
+            ("num_attention_heads", heads),
+            ("num_local_experts", self.num_local_experts.unwrap_or(1)),
+        ];
+        // Far above any model; products of two such numbers stay within 64 bits.
+        const LARGEST: usize = 1 << 24;
+        if let Some((key, value)) = sizes.iter().find(|(_, size)| !(1..=LARGEST).contains(size)) {
+            return Err(bad(format!("{key} is {value}: expected 1 to {LARGEST}")));
+        }
         if head_dim == 0 || !head_dim.is_multiple_of(2) {
             return Err(bad(format!(
                 "head size {head_dim}: expected an even number"

@@ -6,11 +6,70 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The model path does not exist.
-    #[error("no model at {path}: expected a directory with config.json or the name `smol`")]
+    /// Nothing is where the model was looked for.
+    #[error("no model {path}: looked for a folder or file in {searched}")]
     ModelNotFound {
         /// What was asked for.
         path: PathBuf,
+        /// The places tried, comma separated.
+        searched: String,
+        /// The hub repository it may be downloaded from.
+        repository: Option<String>,
+    },
+    /// A path that is neither a model's folder nor a GGUF file.
+    #[error("{path} is neither a model's folder nor a .gguf file")]
+    NotAModel {
+        /// The path.
+        path: PathBuf,
+    },
+    /// A folder without a model's files.
+    #[error(
+        "{directory} holds no model: expected config.json with *.safetensors or pytorch_model*.bin, mm_projector.bin, adapter_config.json, or a .gguf file"
+    )]
+    NoModelHere {
+        /// The folder.
+        directory: PathBuf,
+    },
+    /// A directory that a configuration names is nowhere.
+    #[error("{what}: no folder with the weights of `{name}`; looked in {searched}")]
+    NotFound {
+        /// What the directory is.
+        what: &'static str,
+        /// The name as configured.
+        name: String,
+        /// The places tried, comma separated.
+        searched: String,
+    },
+    /// A tower's directory holds the weights of something else.
+    #[error("{what}: {folder} holds no tensors {expected}; its first is {found}")]
+    WrongTower {
+        /// The directory.
+        folder: PathBuf,
+        /// Which tower.
+        what: &'static str,
+        /// The names of a tower's tensors.
+        expected: &'static str,
+        /// The name of a tensor found.
+        found: String,
+    },
+    /// An adapter does not fit.
+    #[error("{file}: {message}")]
+    Adapter {
+        /// The adapter's weights.
+        file: PathBuf,
+        /// What was found and what was expected.
+        message: String,
+    },
+    /// Two things that the options ask for exclude each other.
+    #[error("{0}")]
+    Conflict(String),
+    /// Tensors the model needs are missing or of another shape.
+    #[error("{model}: {problems}")]
+    Tensors {
+        /// The model's directory.
+        model: PathBuf,
+        /// Which, compactly.
+        problems: String,
     },
     /// The built-in model's folder is in none of the places searched.
     #[error(

@@ -17,10 +17,17 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod adapter;
+mod check;
 mod checkpoint;
 mod config;
 pub mod decoder;
 mod error;
+pub mod hub_cache;
+mod layout;
+mod locate;
+mod memory;
+mod merge;
 pub mod mining;
 mod model;
 pub mod pair;
@@ -29,14 +36,18 @@ pub mod projector;
 mod sampling;
 mod session;
 mod source;
+mod tower_files;
 pub mod towers;
 mod training;
 mod vision;
 
+pub use check::TensorProblem;
 pub use checkpoint::{Checkpoint, TokenizerFiles};
 pub use config::{Family, GemmaNumerics, LoraKeys, ModelConfig, OneOrMany, RopeParameters};
 pub use error::{Error, Result};
-pub use model::{LORA_TARGETS, LoadOptions, MiniGemini, Precision, lora_config};
+pub use memory::{MEMORY_VARIABLE, MemoryEstimate, available_memory};
+pub use merge::{MergeProgress, Merged, SHARD_BYTES, merge};
+pub use model::{LORA_TARGETS, LoadEvent, LoadOptions, MiniGemini, Precision, lora_config};
 pub use sampling::{GenerateOptions, Overlong, Sampler, greedy};
 pub use session::{Answer, Control, Event, Session, StopReason, Timings};
 pub use source::{BUILT_IN_NAME, MODELS_DIR_VARIABLE, ModelSource};

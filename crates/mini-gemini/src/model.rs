@@ -11,6 +11,7 @@ use crate::checkpoint::Checkpoint;
 use crate::config::{Family, GemmaNumerics, ModelConfig};
 use crate::decoder::Decoder;
 use crate::error::{Error, Result};
+use crate::memory::{available_memory, readable};
 use crate::session::Session;
 use crate::source::ModelSource;
 use crate::vision::{TowerFeatures, Vision};
@@ -46,6 +47,22 @@ pub struct LoadOptions {
     pub gemma_numerics: Option<GemmaNumerics>,
 }
 
+/// What is told while a model is loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LoadEvent<'a> {
+    /// Something the user should know, one line.
+    Note(&'a str),
+    /// So many decoder layers are loaded.
+    Layer {
+        /// Layers loaded.
+        done: usize,
+        /// Layers of the model.
+        total: usize,
+    },
+    /// The towers, miner and projector are being loaded.
+    Vision,
+}
+
 /// Low-rank adapter targets: every linear layer of the decoder. A CLIP tower has layers of the same names; they are left alone.
 pub const LORA_TARGETS: [&str; 7] = [
     "q_proj",
@@ -76,19 +93,37 @@ impl MiniGemini {
     /// # Errors
     /// When the directory, a file or a tensor is missing or wrong; the message names it.
     pub fn load(source: &ModelSource, options: &LoadOptions) -> Result<Self> {
+        Self::load_with_progress(source, options, &mut |_| ())
+    }
+
+    /// [`Self::load`], telling what is being done.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn load_with_progress(
+        source: &ModelSource,
+        options: &LoadOptions,
+        on_event: &mut dyn FnMut(LoadEvent),
+    ) -> Result<Self> {
         let checkpoint = Checkpoint::open(source, options)?;
+        for note in &checkpoint.notes {
+            on_event(LoadEvent::Note(note));
+        }
         let storage = match options.precision {
             Precision::F32 => WeightStorage::F32,
             Precision::Bf16 => WeightStorage::Bf16,
             Precision::Auto => WeightStorage::AsStored,
         };
+        if let Some(warning) = memory_warning(&checkpoint, options.precision)? {
+            on_event(LoadEvent::Note(&warning));
+        }
         let policy = WeightPolicy {
             device: Device::Cpu,
             storage,
             trainable: Vec::new(),
-            lora: lora_config(&checkpoint.config),
+            lora: None,
         };
-        Self::from_checkpoint(checkpoint, options, policy)
+        Self::from_opened(checkpoint, options, policy, on_event)
     }
 
     /// Loads a model under a weight policy: what is trainable, where low-rank adapters go, in what precision frozen weights are held.
@@ -117,10 +152,15 @@ impl MiniGemini {
         for file in overlay {
             checkpoint.weights = checkpoint.weights.overlay(WeightSource::open(file)?);
         }
+        // The adapters that a model directory's own `config.json` announces are a recipe's business; those of an adapter folder belong to
+        // the model that was asked for.
+        if checkpoint.config.lora.is_some() {
+            checkpoint.lora = None;
+        }
         Self::from_checkpoint(checkpoint, options, policy)
     }
 
-    /// Loads what [`Checkpoint::open`] found.
+    /// Loads what [`Checkpoint::open`] found. Adapters of the checkpoint are applied unless `policy` has its own.
     ///
     /// # Errors
     /// As [`Self::load`].
@@ -129,6 +169,16 @@ impl MiniGemini {
         options: &LoadOptions,
         policy: WeightPolicy,
     ) -> Result<Self> {
+        Self::from_opened(checkpoint, options, policy, &mut |_| ())
+    }
+
+    fn from_opened(
+        checkpoint: Checkpoint,
+        options: &LoadOptions,
+        mut policy: WeightPolicy,
+        on_event: &mut dyn FnMut(LoadEvent),
+    ) -> Result<Self> {
+        checkpoint.require_tensors()?;
         let tokenizer = checkpoint.tokenizer.load()?;
         let Checkpoint {
             name,
@@ -136,11 +186,18 @@ impl MiniGemini {
             config,
             config_file,
             weights,
+            lora,
             ..
         } = checkpoint;
+        policy.lora = policy.lora.or(lora);
         let weights = weights.with_policy(decoder_adapters_only(policy));
         let template = choose_template(options, &config, &name, &config_file)?;
-        let decoder = Decoder::load(config.decoder(&config_file)?, &weights)?;
+        let decoder_config = config.decoder(&config_file)?;
+        let total = decoder_config.layers;
+        let decoder = Decoder::load_with_progress(decoder_config, &weights, &mut |done| {
+            on_event(LoadEvent::Layer { done, total });
+        })?;
+        on_event(LoadEvent::Vision);
         let vision = Vision::load(&config, &weights)?;
         let mut stop_ids: Vec<u32> = template
             .stop_token_names()
@@ -288,11 +345,30 @@ impl MiniGemini {
     }
 }
 
+/// One line about a model that will not fit the memory there is.
+fn memory_warning(checkpoint: &Checkpoint, precision: Precision) -> Result<Option<String>> {
+    let Some(available) = available_memory() else {
+        return Ok(None);
+    };
+    let total = checkpoint
+        .memory(precision)?
+        .total(checkpoint.config.context_limit());
+    Ok((total > available).then(|| {
+        format!(
+            "warning: {} needs {} of memory and {} are free: it will be slow",
+            checkpoint.name,
+            readable(total),
+            readable(available)
+        )
+    }))
+}
+
 /// Keeps low-rank adapters inside the decoder, as the official code does: a CLIP tower has layers of the same names (spec: training §11).
 fn decoder_adapters_only(mut policy: WeightPolicy) -> WeightPolicy {
     if let Some(lora) = &mut policy.lora {
         for target in &mut lora.targets {
-            if !target.starts_with("model.layers.") {
+            // An adapter folder names its layers in full.
+            if !target.starts_with("model.") && target != "lm_head" {
                 *target = format!("model.layers.*{target}");
             }
         }
@@ -329,13 +405,11 @@ fn choose_template(
         });
     }
     // The official rule goes by the directory's name and misses the 8B models; family and vocabulary decide first (spec: prompts §1).
-    let key = match (config.family(), config.vocab_size) {
-        (Family::Gemma, _) => "gemma",
-        (Family::Mixtral | Family::Mistral, _) => "mistral_instruct",
-        (Family::Qwen2, _) => "smollm2",
-        (Family::Llama, 128_256) => "llama_3",
-        (Family::Llama, 64_000) => "chatml_direct",
-        (Family::Llama, _) => return Ok(Template::for_model_name(name)),
+    let key = match config.family() {
+        Family::Gemma => "gemma",
+        Family::Mixtral | Family::Mistral => "mistral_instruct",
+        Family::Qwen2 => "smollm2",
+        Family::Llama => return Ok(Template::for_model(name, config.vocab_size)),
     };
     Ok(Template::by_name(key)?)
 }

@@ -1,8 +1,10 @@
-//! Finding a model's files: the built-in model, or a directory in the official layout.
+//! Finding a model by name or path: the built-in model, a folder or GGUF file, a folder of the model zoo, a snapshot in Hugging Face's cache.
 
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
+use crate::hub_cache;
+use crate::locate;
 
 /// Name of the built-in model, and of its folder.
 pub const BUILT_IN_NAME: &str = "smol";
@@ -14,7 +16,7 @@ pub const MODELS_DIR_VARIABLE: &str = "MGM_MODELS_DIR";
 pub enum ModelSource {
     /// The small model that ships with the program.
     BuiltIn,
-    /// A checkpoint directory.
+    /// A folder, a GGUF file, a folder's name in the model zoo, or a hub name (`YanweiLi/MGM-2B`) that was downloaded.
     Path(PathBuf),
 }
 
@@ -27,16 +29,57 @@ impl ModelSource {
         }
     }
 
+    /// The model's folder or GGUF file: the path itself, else that path in the model zoo, else the snapshot of that name in Hugging
+    /// Face's cache.
+    ///
+    /// # Errors
+    /// When it is nowhere; the message lists where was looked.
+    pub fn resolve(&self, model_zoo: Option<&Path>) -> Result<PathBuf> {
+        let path = match self {
+            Self::BuiltIn => return built_in_directory(),
+            Self::Path(path) => path,
+        };
+        if path.exists() {
+            return Ok(path.clone());
+        }
+        let mut searched = vec![path.display().to_string()];
+        if let Some(zoo) = model_zoo
+            && path.is_relative()
+        {
+            let in_zoo = zoo.join(path);
+            if in_zoo.exists() {
+                return Ok(in_zoo);
+            }
+            searched.push(in_zoo.display().to_string());
+        }
+        let repository = path
+            .to_str()
+            .filter(|name| hub_cache::is_repository(name) || !name.contains('/'))
+            .and_then(locate::repository);
+        if let Some(repository) = &repository {
+            if let Some(snapshot) = hub_cache::find_snapshot(repository, None) {
+                return Ok(snapshot);
+            }
+            if let Some(cache) = hub_cache::directory() {
+                searched.push(format!("{repository} in {}", cache.display()));
+            }
+        }
+        Err(Error::ModelNotFound {
+            path: path.clone(),
+            searched: searched.join(", "),
+            repository,
+        })
+    }
+
     /// The directory that holds `config.json`.
     ///
     /// # Errors
     /// When it does not exist or holds no `config.json`.
     pub fn directory(&self) -> Result<PathBuf> {
-        let directory = match self {
-            Self::BuiltIn => built_in_directory()?,
-            Self::Path(path) if path.is_dir() => path.clone(),
-            Self::Path(path) => return Err(Error::ModelNotFound { path: path.clone() }),
-        };
+        let directory = self.resolve(None)?;
+        if !directory.is_dir() {
+            return Err(Error::NotAModel { path: directory });
+        }
         if !directory.join("config.json").is_file() {
             return Err(Error::MissingFile {
                 directory,

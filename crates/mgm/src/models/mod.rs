@@ -2,6 +2,7 @@
 
 mod inspect;
 mod list;
+mod merge;
 #[cfg(feature = "hub")]
 mod pull;
 
@@ -17,6 +18,7 @@ pub(crate) fn run(command: ModelsCommand) -> Result<(), Failure> {
         #[cfg(feature = "hub")]
         ModelsCommand::Pull(args) => pull::run(&args),
         ModelsCommand::Inspect { path, tensors } => inspect::run(&path, tensors),
+        ModelsCommand::Merge(args) => merge::run(args),
     }
 }
 

@@ -1,5 +1,7 @@
 //! The gated MLP and its mixture-of-experts form.
 
+use std::sync::OnceLock;
+
 use candle_core::{D, DType, Tensor};
 use mgm_nn::{Bias, Linear, WeightSource, ops};
 
@@ -70,8 +72,25 @@ impl GatedMlp {
 /// Mixtral's sparse MLP: softmax over all experts in f32, the best `per_token` renormalised to sum 1.
 pub(super) struct Experts {
     router: Linear,
-    experts: Vec<GatedMlp>,
+    experts: Vec<LazyExpert>,
     per_token: usize,
+}
+
+/// An expert that is loaded when a token first needs it: most prompts use a part of them, and together they are most of the model.
+struct LazyExpert {
+    config: DecoderConfig,
+    weights: WeightSource,
+    loaded: OnceLock<GatedMlp>,
+}
+
+impl LazyExpert {
+    fn get(&self) -> Result<&GatedMlp> {
+        if let Some(expert) = self.loaded.get() {
+            return Ok(expert);
+        }
+        let expert = GatedMlp::load(&self.config, &self.weights, ["w1", "w3", "w2"])?;
+        Ok(self.loaded.get_or_init(|| expert))
+    }
 }
 
 impl Experts {
@@ -83,9 +102,19 @@ impl Experts {
             )));
         }
         let source = weights.pp("experts");
-        let experts = (0..sizes.count)
-            .map(|expert| GatedMlp::load(config, &source.pp(expert), ["w1", "w3", "w2"]))
-            .collect::<Result<Vec<_>>>()?;
+        let experts: Vec<LazyExpert> = (0..sizes.count)
+            .map(|expert| LazyExpert {
+                config: config.clone(),
+                weights: source.pp(expert),
+                loaded: OnceLock::new(),
+            })
+            .collect();
+        // Trainable parameters are registered as they are loaded, and an optimiser must know all of them.
+        if !weights.policy().trainable.is_empty() {
+            for expert in &experts {
+                expert.get()?;
+            }
+        }
         let router = weights.linear("gate", config.hidden_size, sizes.count, Bias::No)?;
         Ok(Self {
             router,
@@ -112,7 +141,7 @@ impl Experts {
             let picked = owner.rows.len();
             let row_index = Tensor::from_vec(owner.rows, picked, input.device())?;
             let slot_index = Tensor::from_vec(owner.slots, picked, input.device())?;
-            let expert_output = expert.forward(&input.index_select(&row_index, 0)?)?;
+            let expert_output = expert.get()?.forward(&input.index_select(&row_index, 0)?)?;
             let share = weights.index_select(&slot_index, 0)?.reshape((picked, 1))?;
             output = output.index_add(&row_index, &expert_output.broadcast_mul(&share)?, 0)?;
         }

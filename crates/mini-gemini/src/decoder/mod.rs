@@ -104,10 +104,22 @@ impl Decoder {
     /// # Errors
     /// When a tensor is missing or has another shape than `config` says.
     pub fn load(config: DecoderConfig, weights: &WeightSource) -> Result<Self> {
+        Self::load_with_progress(config, weights, &mut |_| ())
+    }
+
+    /// [`Self::load`], telling `on_layer` after each layer how many are loaded.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn load_with_progress(
+        config: DecoderConfig,
+        weights: &WeightSource,
+        on_layer: &mut dyn FnMut(usize),
+    ) -> Result<Self> {
         let model = weights.pp("model");
         let embedding = model.embedding("embed_tokens", config.vocab_size, config.hidden_size)?;
         let layer_source = model.pp("layers");
-        let mut layers = Vec::with_capacity(config.layers);
+        let mut layers = Vec::new();
         for index in 0..config.layers {
             let source = layer_source.pp(index);
             layers.push(Layer {
@@ -117,10 +129,11 @@ impl Decoder {
                     .tensor("post_attention_layernorm.weight", [config.hidden_size])?,
                 feed_forward: FeedForward::load(&config, &source)?,
             });
+            on_layer(index + 1);
         }
         let norm = model.tensor("norm.weight", [config.hidden_size])?;
         // A tied head is the embedding, also when a copy of it was stored (spec: pitfalls A14).
-        let head = if config.tied_head || !weights.contains("lm_head.weight") {
+        let head = if config.tied_head {
             embedding.as_linear()?
         } else {
             weights.linear("lm_head", config.hidden_size, config.vocab_size, Bias::No)?

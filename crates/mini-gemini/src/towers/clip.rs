@@ -5,6 +5,7 @@ use mgm_nn::{WeightSource, ops};
 
 use super::LowResTower;
 use super::vit::{Block, BlockNames, MlpActivation, patch_rows};
+use crate::check::stored_depth;
 use crate::error::{Error, Result};
 
 const EPS: f64 = 1e-5;
@@ -42,9 +43,7 @@ impl ClipTower {
             )));
         }
         let source = weights.pp("encoder.layers");
-        let stored = (0..)
-            .take_while(|index| source.contains(&format!("{index}.layer_norm1.weight")))
-            .count() as i64;
+        let stored = stored_depth(&source) as i64;
         // hidden_states[0] is the embedding, [i] the output of block i - 1; negative indices count from the end.
         let used = if select_layer < 0 {
             stored + 1 + select_layer

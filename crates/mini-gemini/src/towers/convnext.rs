@@ -5,6 +5,7 @@ use mgm_nn::ops::{self, DepthwiseParams};
 use mgm_nn::{Bias, Linear, WeightSource};
 
 use super::HighResTower;
+use crate::check::stored_depth;
 use crate::error::{Error, Result};
 
 const STEM_STRIDE: usize = 4;
@@ -138,8 +139,8 @@ impl ConvNextTower {
         let source = weights.pp("vision_stages");
         let mut stages = Vec::new();
         let mut previous = stem_width;
-        while source.contains(&format!("{}.blocks.0.gamma", stages.len())) {
-            let stage = source.pp(stages.len());
+        for index in 0..stored_depth(&source) {
+            let stage = source.pp(index);
             let width = stage.tensor_any("blocks.0.gamma")?.elem_count();
             let downsample = if stages.is_empty() {
                 None
@@ -151,10 +152,7 @@ impl ConvNextTower {
                 ))
             };
             let blocks = stage.pp("blocks");
-            let depth = (0..)
-                .take_while(|index| blocks.contains(&format!("{index}.gamma")))
-                .count();
-            let blocks = (0..depth)
+            let blocks = (0..stored_depth(&blocks))
                 .map(|index| Block::load(&blocks.pp(index), width))
                 .collect::<Result<Vec<_>>>()?;
             stages.push(Stage {
@@ -163,6 +161,12 @@ impl ConvNextTower {
                 width,
             });
             previous = width;
+        }
+        if stages.is_empty() {
+            return Err(Error::Input(format!(
+                "{}: no stages, expected one or more",
+                source.prefix()
+            )));
         }
         // convnext_xxlarge is the one variant with another epsilon (spec: model §2).
         let eps = if stem_width == 384 { 1e-5 } else { 1e-6 };

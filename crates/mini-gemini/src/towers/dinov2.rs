@@ -5,6 +5,7 @@ use mgm_nn::{WeightSource, ops};
 
 use super::vit::{Block, BlockNames, MlpActivation, patch_rows};
 use super::{LowResTower, Standardisation, renormalise};
+use crate::check::stored_depth;
 use crate::error::{Error, Result};
 
 const EPS: f64 = 1e-6;
@@ -58,8 +59,8 @@ impl Dinov2Tower {
         };
         let source = weights.pp("encoder.layer");
         let mut blocks = Vec::new();
-        while source.contains(&format!("{}.norm1.weight", blocks.len())) {
-            let block = source.pp(blocks.len());
+        for index in 0..stored_depth(&source) {
+            let block = source.pp(index);
             let heads = width / HEAD_DIM;
             blocks.push(Block::load(
                 &block,

@@ -9,6 +9,7 @@ use mgm_nn::WeightSource;
 use mgm_nn::ops::{self, DepthwiseParams};
 
 use super::{HighResTower, Standardisation, renormalise};
+use crate::check::stored_depth;
 use crate::error::{Error, Result};
 
 const BATCH_NORM_EPS: f64 = 1e-3;
@@ -162,13 +163,13 @@ impl EfficientNetTower {
         let (scale, stem_bias) = batch_norm(weights, "_bn0", width)?;
         let source = weights.pp("_blocks");
         let mut blocks = Vec::new();
-        while source.contains(&format!("{}._depthwise_conv.weight", blocks.len())) {
-            let stride = if STRIDE_TWO_BLOCKS.contains(&blocks.len()) {
+        for index in 0..stored_depth(&source) {
+            let stride = if STRIDE_TWO_BLOCKS.contains(&index) {
                 2
             } else {
                 1
             };
-            blocks.push(Block::load(&source.pp(blocks.len()), stride)?);
+            blocks.push(Block::load(&source.pp(index), stride)?);
         }
         let head = Pointwise::load(weights, "_conv_head", "_bn1")?;
         let mut widths = Vec::new();
