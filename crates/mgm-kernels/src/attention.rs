@@ -266,7 +266,7 @@ const MIN_BLOCK_ROWS: usize = 8;
 /// `k` of all heads as packed rows, each head's rows from a multiple of 32.
 fn pack_heads(heads: usize, rows: usize, d: usize, k: &[f32], kl: HeadsLayout) -> PackedWeight {
     let padded = rows.next_multiple_of(PANEL);
-    PackedWeight::fill(heads * padded, d, WeightType::F32, |index, out| {
+    PackedWeight::pack_rows(heads * padded, d, WeightType::F32, |index, out| {
         let (head, row) = (index / padded, index % padded);
         if row < rows {
             out.copy_from_slice(&k[kl.at(head, row)..][..d]);

@@ -1,7 +1,9 @@
 //! Matrix products against a scalar reference, odd shapes, every level of the machine.
 
 use half::{bf16, f16};
-use mgm_kernels::gemm::{Activation, Epilogue, PackedWeight, WeightType, gemm_at, matmul_at};
+use mgm_kernels::gemm::{
+    Activation, Epilogue, PackedWeight, WeightType, gemm, gemm_at, gemm_streamed, matmul_at,
+};
 use mgm_kernels::level::{Level, available, has_avx512_bf16};
 
 struct Random(u64);
@@ -331,5 +333,45 @@ fn empty_dimensions_are_harmless() {
         let w = PackedWeight::pack(0, 4, &[], WeightType::F32);
         gemm_at(level, 2, &[0.0; 8], &w, &mut [], &Epilogue::default());
         assert_eq!(w.transposed().unpack(), Vec::<f32>::new());
+    }
+}
+
+#[test]
+fn streamed_weights_give_what_packed_ones_do() {
+    for (m, n, k) in [
+        (1, 70, 96),
+        (3, 33, 45),
+        (40, 64, 129),
+        (800, 40, 64),
+        (0, 5, 5),
+        (2, 0, 3),
+    ] {
+        let values: Vec<f32> = (0..n * k)
+            .map(|i| ((i * 37 % 101) as f32 - 50.0) / 64.0)
+            .collect();
+        let x: Vec<f32> = (0..m * k)
+            .map(|i| ((i * 53 % 97) as f32 - 48.0) / 32.0)
+            .collect();
+        let bias: Vec<f32> = (0..n).map(|i| i as f32 / 8.0).collect();
+        let epilogue = Epilogue {
+            bias: Some(&bias),
+            activation: Activation::Relu6,
+            accumulate: false,
+        };
+        for t in [WeightType::F32, WeightType::Bf16] {
+            let mut expected = vec![0.0; m * n];
+            gemm(
+                m,
+                &x,
+                &PackedWeight::pack(n, k, &values, t),
+                &mut expected,
+                &epilogue,
+            );
+            let mut found = vec![0.0; m * n];
+            let row = |j: usize, out: &mut [f32]| out.copy_from_slice(&values[j * k..][..k]);
+            gemm_streamed(m, n, k, t, &x, &row, &mut found, &epilogue);
+            let expected: Vec<f64> = expected.iter().map(|value| f64::from(*value)).collect();
+            assert_close(&format!("{t:?} {m}×{n}×{k}"), &found, &expected, 1e-5);
+        }
     }
 }

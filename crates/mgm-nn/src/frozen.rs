@@ -1,10 +1,13 @@
-//! A weight matrix that is never trained: packed, quantised, or dense on a device.
+//! A weight matrix that is never trained: packed, quantised, in its file, or dense on a device.
 
 use std::sync::{Arc, OnceLock};
 
 use candle_core::{DType, Device, Result, Tensor};
 use mgm_kernels::gemm::{self, Epilogue, PackedWeight, WeightType};
 use mgm_kernels::quant::{self, QuantWeight};
+
+use crate::weights::ElementType;
+use crate::weights::stored::StoredMatrix;
 
 /// A frozen matrix W `[out_features, in_features]` for `y = x·Wᵀ`. Cheap to share in an [`Arc`].
 pub struct FrozenWeight {
@@ -16,6 +19,7 @@ pub struct FrozenWeight {
 enum FrozenStorage {
     Packed(PackedWeight),
     Quantised(QuantWeight),
+    Mapped(StoredMatrix),
     Dense(Tensor),
 }
 
@@ -28,6 +32,11 @@ impl FrozenWeight {
     /// Uses GGML blocks in place (CPU).
     pub fn quantised(weight: QuantWeight) -> Arc<Self> {
         Self::from_storage(FrozenStorage::Quantised(weight))
+    }
+
+    /// Leaves the matrix where it is and packs it panel by panel in every product (CPU).
+    pub(crate) fn mapped(weight: StoredMatrix) -> Arc<Self> {
+        Self::from_storage(FrozenStorage::Mapped(weight))
     }
 
     /// Packs `values` (row-major `[out_features, in_features]`) for the CPU.
@@ -65,6 +74,7 @@ impl FrozenWeight {
         match &self.storage {
             FrozenStorage::Packed(weight) => weight.n(),
             FrozenStorage::Quantised(weight) => weight.n(),
+            FrozenStorage::Mapped(weight) => weight.rows(),
             FrozenStorage::Dense(weight) => weight.dims()[0],
         }
     }
@@ -74,6 +84,7 @@ impl FrozenWeight {
         match &self.storage {
             FrozenStorage::Packed(weight) => weight.k(),
             FrozenStorage::Quantised(weight) => weight.k(),
+            FrozenStorage::Mapped(weight) => weight.width(),
             FrozenStorage::Dense(weight) => weight.dims()[1],
         }
     }
@@ -83,6 +94,7 @@ impl FrozenWeight {
         match &self.storage {
             FrozenStorage::Packed(weight) => weight.bytes(),
             FrozenStorage::Quantised(weight) => weight.data().len(),
+            FrozenStorage::Mapped(weight) => weight.bytes(),
             FrozenStorage::Dense(weight) => weight.elem_count() * weight.dtype().size_in_bytes(),
         }
     }
@@ -95,6 +107,7 @@ impl FrozenWeight {
             FrozenStorage::Quantised(weight) => {
                 Tensor::from_vec(weight.dequantize_all(), shape, &Device::Cpu)
             }
+            FrozenStorage::Mapped(weight) => Tensor::from_vec(weight.values(), shape, &Device::Cpu),
             FrozenStorage::Dense(weight) => weight.to_dtype(DType::F32)?.to_device(&Device::Cpu),
         }
     }
@@ -118,6 +131,16 @@ impl FrozenWeight {
         match &self.storage {
             FrozenStorage::Packed(weight) => gemm::gemm(m, x, weight, out, epilogue),
             FrozenStorage::Quantised(weight) => quant::quant_gemm(m, x, weight, out, epilogue),
+            FrozenStorage::Mapped(weight) => gemm::gemm_streamed(
+                m,
+                weight.rows(),
+                weight.width(),
+                panel_type(weight),
+                x,
+                &|row, out| weight.row(row, out),
+                out,
+                epilogue,
+            ),
             FrozenStorage::Dense(_) => {
                 candle_core::bail!("frozen linear: the weight is on a device, the input on the CPU")
             }
@@ -166,10 +189,24 @@ impl FrozenWeight {
                     WeightType::Bf16,
                 ))
             }
+            FrozenStorage::Mapped(weight) => Ok(PackedWeight::pack_transposed(
+                weight.width(),
+                weight.rows(),
+                &weight.values(),
+                panel_type(weight),
+            )),
             FrozenStorage::Dense(_) => {
                 candle_core::bail!("frozen linear: the weight is on a device, the input on the CPU")
             }
         }
+    }
+}
+
+/// The type in which a matrix that stays in its file is packed: one that holds its values exactly.
+fn panel_type(weight: &StoredMatrix) -> WeightType {
+    match weight.kind() {
+        ElementType::Bf16 => WeightType::Bf16,
+        _ => WeightType::F32,
     }
 }
 
@@ -178,6 +215,7 @@ impl std::fmt::Debug for FrozenWeight {
         let kind = match &self.storage {
             FrozenStorage::Packed(_) => "packed",
             FrozenStorage::Quantised(_) => "quantised",
+            FrozenStorage::Mapped(_) => "mapped",
             FrozenStorage::Dense(_) => "dense",
         };
         write!(

@@ -103,21 +103,30 @@ pub(crate) fn quantized(
     } else {
         WeightType::F32
     };
+    let row = |j: usize, out: &mut [f32]| w.dequantize_row(j, out);
+    streamed(level, m, n, k, t, x, &row, out, epilogue);
+}
+
+/// `out = epilogue(x·Wᵀ)` with a weight whose panels are made of its rows inside the tasks.
+pub(crate) fn streamed(
+    level: Level,
+    m: usize,
+    n: usize,
+    k: usize,
+    t: WeightType,
+    x: &[f32],
+    row: &(dyn Fn(usize, &mut [f32]) + Sync),
+    out: &mut [f32],
+    epilogue: &Epilogue,
+) {
     let write = |panel: usize, bytes: &mut [u8]| {
-        fill_panel(
-            level,
-            t,
-            k,
-            PANEL.min(n - panel * PANEL),
-            bytes,
-            |column, out| {
-                w.dequantize_row(panel * PANEL + column, out);
-            },
-        );
+        let columns = PANEL.min(n - panel * PANEL);
+        fill_panel(level, t, k, columns, bytes, |column, out| {
+            row(panel * PANEL + column, out);
+        });
     };
-    let bytes = PANEL * k.next_multiple_of(K_ALIGN) * if t == WeightType::Bf16 { 2 } else { 4 };
     let panels = Panels::Generated {
-        bytes,
+        bytes: PANEL * k.next_multiple_of(K_ALIGN) * t.bytes(),
         write: &write,
     };
     let family = kernel::family(level, t, m);

@@ -92,6 +92,31 @@ pub fn gemm_at(
     driver::product(level::clamp(level), m, x, w, out, epilogue);
 }
 
+/// [`gemm`] with a weight `W [n, k]` that is not packed in memory: `row(j, out)` writes the `k` values of output feature `j`, from wherever
+/// they are (a mapped file, say). They are packed panel by panel as `t` while multiplying, and so read once for every 768 rows
+/// of `x`. Slower than a packed weight; for weights that do not fit in memory.
+///
+/// # Panics
+/// When `x`, `out` or the bias has the wrong length.
+pub fn gemm_streamed(
+    m: usize,
+    n: usize,
+    k: usize,
+    t: WeightType,
+    x: &[f32],
+    row: &(dyn Fn(usize, &mut [f32]) + Sync),
+    out: &mut [f32],
+    epilogue: &Epilogue,
+) {
+    assert_eq!(x.len(), m * k, "gemm_streamed: x must be [{m}, {k}]");
+    assert_eq!(out.len(), m * n, "gemm_streamed: out must be [{m}, {n}]");
+    assert!(
+        epilogue.bias.is_none_or(|b| b.len() == n),
+        "gemm_streamed: bias must have {n} elements"
+    );
+    driver::streamed(level::level(), m, n, k, t, x, row, out, epilogue);
+}
+
 /// `c [m, n] (+)= op(a)·op(b)` in `f32`. `a` is row-major `[m, k]`, or `[k, m]` with `trans_a`; `b` is `[k, n]`, or `[n, k]`
 /// with `trans_b`.
 ///

@@ -31,7 +31,7 @@ pub enum WeightType {
 }
 
 impl WeightType {
-    fn bytes(self) -> usize {
+    pub(crate) fn bytes(self) -> usize {
         match self {
             Self::F32 => 4,
             Self::F16 | Self::Bf16 => 2,
@@ -56,7 +56,7 @@ impl PackedWeight {
             n * k,
             "PackedWeight::pack: expected {n}×{k} elements"
         );
-        Self::fill(n, k, t, |j, row| row.copy_from_slice(&w[j * k..][..k]))
+        Self::pack_rows(n, k, t, |j, row| row.copy_from_slice(&w[j * k..][..k]))
     }
 
     /// Packs row-major `bf16` `w [n, k]`; exact in either type.
@@ -66,7 +66,7 @@ impl PackedWeight {
             n * k,
             "PackedWeight::pack_bf16: expected {n}×{k} elements"
         );
-        Self::fill(n, k, t, |j, row| {
+        Self::pack_rows(n, k, t, |j, row| {
             crate::elementwise::bf16_to_f32(&w[j * k..][..k], row)
         })
     }
@@ -78,7 +78,7 @@ impl PackedWeight {
             n * k,
             "PackedWeight::pack_f16: expected {n}×{k} elements"
         );
-        Self::fill(n, k, t, |j, row| {
+        Self::pack_rows(n, k, t, |j, row| {
             crate::elementwise::f16_to_f32(&w[j * k..][..k], row)
         })
     }
@@ -133,8 +133,9 @@ impl PackedWeight {
         packed
     }
 
-    /// Builds a weight row by row; `row(j, out)` writes the `k` values of output feature `j`. Runs in parallel.
-    pub(crate) fn fill(
+    /// Builds a weight row by row, without a row-major copy of it; `row(j, out)` writes the `k` values of output feature `j`. Runs in
+    /// parallel, in any order.
+    pub fn pack_rows(
         n: usize,
         k: usize,
         t: WeightType,

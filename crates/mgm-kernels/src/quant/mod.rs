@@ -318,6 +318,8 @@ impl QuantWeight {
 
     /// Packs the weight for [`crate::gemm::gemm`], for instance to take its transpose for input gradients.
     pub fn to_packed(&self, t: crate::gemm::WeightType) -> crate::gemm::PackedWeight {
-        crate::gemm::PackedWeight::fill(self.n, self.k, t, |i, row| self.dequantize_row(i, row))
+        crate::gemm::PackedWeight::pack_rows(self.n, self.k, t, |i, row| {
+            self.dequantize_row(i, row)
+        })
     }
 }

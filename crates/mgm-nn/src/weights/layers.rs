@@ -34,10 +34,11 @@ impl WeightSource {
         }
         let lora = self.lora(&base, in_features, out_features)?;
         let matrix = if self.policy().is_trainable(&found.name) && lora.is_none() {
-            let tensor = self.upload(found.values()?, &[out_features, in_features])?;
+            let name = found.name.clone();
+            let tensor = self.upload(found.into_values()?, &[out_features, in_features])?;
             Matrix::Trainable(
                 self.parameters()
-                    .register(&found.name, &tensor)?
+                    .register(&name, &tensor)?
                     .as_tensor()
                     .clone(),
             )
@@ -59,7 +60,7 @@ impl WeightSource {
             },
         };
         found.check_shape(&[out_features])?;
-        let values = found.values()?;
+        let values = found.into_values()?;
         if self.policy().is_trainable(&name) {
             let tensor = self.upload(values, &[out_features])?;
             let variable = self.parameters().register(&name, &tensor)?;
@@ -68,7 +69,7 @@ impl WeightSource {
         Ok(Some(LinearBias::Frozen(values.into())))
     }
 
-    /// Stores a matrix as the policy says.
+    /// Stores a matrix as the policy says. What was copied out of a mapped file gives its pages back.
     fn freeze(
         &self,
         found: &Found,
@@ -76,41 +77,47 @@ impl WeightSource {
         out_features: usize,
     ) -> Result<Arc<FrozenWeight>> {
         let storage = self.policy().storage;
+        let kind = &found.tensor.kind;
         if !self.device().is_cpu() {
-            let dtype = match (storage, &found.tensor.kind) {
-                (WeightStorage::F32, _)
-                | (WeightStorage::AsStored, ElementType::F32 | ElementType::F64) => DType::F32,
-                (WeightStorage::AsStored, ElementType::F16) => DType::F16,
+            let as_stored = matches!(storage, WeightStorage::AsStored | WeightStorage::Mapped);
+            let dtype = match kind {
+                _ if storage == WeightStorage::F32 => DType::F32,
+                ElementType::F32 | ElementType::F64 if as_stored => DType::F32,
+                ElementType::F16 if as_stored => DType::F16,
                 _ => DType::BF16,
             };
             let dense =
                 Tensor::from_vec(found.values()?, (out_features, in_features), &Device::Cpu)?
                     .to_dtype(dtype)?;
+            found.release();
             return Ok(FrozenWeight::dense(dense.to_device(self.device())?)?);
         }
-        if let (WeightStorage::AsStored, Some((quant_type, blocks))) =
-            (storage, found.tensor.blocks())
-        {
+        let in_place = matches!(storage, WeightStorage::AsStored | WeightStorage::Mapped);
+        if let (true, Some((quant_type, blocks))) = (in_place, found.tensor.blocks()) {
             let weight = QuantWeight::new(quant_type, out_features, in_features, blocks).map_err(
                 |error| Error::format(&found.file, format!("tensor {}: {error}", found.name)),
             )?;
             return Ok(FrozenWeight::quantised(weight));
         }
-        let is_bf16 = found.tensor.kind == ElementType::Bf16;
         let weight_type = match storage {
             WeightStorage::Bf16 => WeightType::Bf16,
-            WeightStorage::AsStored if is_bf16 => WeightType::Bf16,
+            WeightStorage::AsStored if *kind == ElementType::Bf16 => WeightType::Bf16,
             _ => WeightType::F32,
         };
-        Ok(match found.tensor.bf16_values() {
-            Some(values) => FrozenWeight::packed(PackedWeight::pack_bf16(
+        let weight = match found.tensor.matrix(out_features, in_features) {
+            Some(matrix) if storage == WeightStorage::Mapped => {
+                return Ok(FrozenWeight::mapped(matrix));
+            }
+            Some(matrix) => FrozenWeight::packed(PackedWeight::pack_rows(
                 out_features,
                 in_features,
-                &values,
                 weight_type,
+                |row, out| matrix.row(row, out),
             )),
             None => FrozenWeight::pack(out_features, in_features, &found.values()?, weight_type),
-        })
+        };
+        found.release();
+        Ok(weight)
     }
 
     /// The adapter of a linear layer, if it is a target and there is or shall be one.
@@ -136,8 +143,8 @@ impl WeightSource {
                 a.check_shape(&[rank, in_features])?;
                 b.check_shape(&[out_features, rank])?;
                 (
-                    self.upload(a.values()?, &[rank, in_features])?,
-                    self.upload(b.values()?, &[out_features, rank])?,
+                    self.upload(a.into_values()?, &[rank, in_features])?,
+                    self.upload(b.into_values()?, &[out_features, rank])?,
                 )
             }
             (None, None) if !trainable => return Ok(None),
@@ -174,11 +181,7 @@ impl WeightSource {
             }));
         }
         let freeze = |name: &str, tensor: Tensor| {
-            let found = Found {
-                tensor: StoredTensor::from_tensor(&tensor),
-                name: name.to_string(),
-                file: String::new(),
-            };
+            let found = Found::made(name, StoredTensor::from_tensor(&tensor));
             self.freeze(&found, tensor.dims()[1], tensor.dims()[0])
         };
         Ok(Some(Lora::Frozen {
@@ -193,11 +196,12 @@ impl WeightSource {
         found.check_shape(&[count, width])?;
         let trainable = self.policy().is_trainable(&found.name);
         if trainable || !self.device().is_cpu() {
-            let tensor = self.upload(found.values()?, &[count, width])?;
+            let name = found.name.clone();
+            let tensor = self.upload(found.into_values()?, &[count, width])?;
             let rows = if trainable {
                 Rows::Trainable(
                     self.parameters()
-                        .register(&found.name, &tensor)?
+                        .register(&name, &tensor)?
                         .as_tensor()
                         .clone(),
                 )

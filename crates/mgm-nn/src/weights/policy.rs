@@ -12,6 +12,10 @@ pub enum WeightStorage {
     /// As in the file: quantised blocks stay quantised and mapped, `bf16` stays `bf16`, the rest becomes `f32`.
     #[default]
     AsStored,
+    /// Nothing is copied: matrices stay in their mapped file and are packed panel by panel in every product. For models larger than memory,
+    /// which then run as fast as the disk allows. Quantised blocks are used in place as with [`Self::AsStored`]; matrices
+    /// that are in no file are packed.
+    Mapped,
 }
 
 /// Low-rank adapters (LoRA, arXiv 2106.09685).

@@ -49,9 +49,35 @@ pub(super) struct Found {
     pub(super) tensor: StoredTensor,
     pub(super) name: String,
     pub(super) file: String,
+    /// `None` for a tensor that was made, not found.
+    layer: Option<Arc<Layer>>,
 }
 
 impl Found {
+    /// A tensor that is in no layer.
+    pub(super) fn made(name: &str, tensor: StoredTensor) -> Self {
+        Self {
+            tensor,
+            name: name.to_string(),
+            file: "memory".to_string(),
+            layer: None,
+        }
+    }
+
+    /// Gives the tensor's mapped pages back to the system: for tensors that were copied and are not needed as stored any more.
+    pub(super) fn release(&self) {
+        if let Some(layer) = &self.layer {
+            layer.release(&self.name);
+        }
+    }
+
+    /// All values, after which the file's pages are not needed any more.
+    pub(super) fn into_values(self) -> Result<Vec<f32>> {
+        let values = self.values()?;
+        self.release();
+        Ok(values)
+    }
+
     pub(super) fn values(&self) -> Result<Vec<f32>> {
         self.tensor.values()?.ok_or_else(|| self.type_error())
     }
@@ -381,8 +407,13 @@ impl WeightSource {
         let Some(tensor) = layer.rows(&name, rows)? else {
             return Err(self.missing(&name));
         };
-        let file = layer.label().to_string();
-        Found { tensor, name, file }.values()
+        let found = Found {
+            file: layer.label().to_string(),
+            layer: None,
+            tensor,
+            name,
+        };
+        found.values()
     }
 
     /// The elements as stored, row-major and little-endian: the mapped bytes of the file, or a copy where its order differs.
@@ -416,6 +447,7 @@ impl WeightSource {
                     tensor,
                     name: full_name.to_string(),
                     file: layer.label().to_string(),
+                    layer: Some(layer.clone()),
                 }));
             }
         }
@@ -456,7 +488,8 @@ impl WeightSource {
         if let Some(shape) = shape {
             found.check_shape(shape)?;
         }
-        let tensor = self.upload(found.values()?, &found.tensor.shape)?;
+        let shape = found.tensor.shape.clone();
+        let tensor = self.upload(found.into_values()?, &shape)?;
         if self.policy().is_trainable(name) {
             return Ok(self
                 .parameters()

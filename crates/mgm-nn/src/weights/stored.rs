@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use candle_core::{DType, Device, Tensor};
+use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use mgm_kernels::quant::{self, Bytes, QuantType};
 
@@ -44,6 +45,23 @@ impl StoredTensor {
         self.shape.iter().product()
     }
 
+    /// The elements as a matrix of `rows` rows whose bytes are at hand; `None` for a tensor in memory, a type that does not become
+    /// `f32`, or one of which rows are not whole blocks.
+    pub(crate) fn matrix(&self, rows: usize, width: usize) -> Option<StoredMatrix> {
+        let Data::Bytes(bytes) = &self.data else {
+            return None;
+        };
+        let row_bytes = usize::try_from(self.kind.bytes_of(width as u64)?).ok()?;
+        let fits = self.kind.is_float() && row_bytes.checked_mul(rows)? == bytes.as_slice().len();
+        fits.then(|| StoredMatrix {
+            kind: self.kind.clone(),
+            bytes: bytes.clone(),
+            rows,
+            width,
+            row_bytes,
+        })
+    }
+
     /// The GGML blocks, to be used in place.
     pub(crate) fn blocks(&self) -> Option<(QuantType, Bytes)> {
         match (&self.kind, &self.data) {
@@ -65,12 +83,12 @@ impl StoredTensor {
     }
 
     fn range(&self, start: usize, count: usize) -> candle_core::Result<Option<Vec<f32>>> {
+        if !self.kind.is_float() {
+            return Ok(None);
+        }
         let bytes = match &self.data {
             Data::Bytes(bytes) => bytes.as_slice(),
             Data::Tensor(tensor) => {
-                if !self.kind.is_float() {
-                    return Ok(None);
-                }
                 let part = tensor.flatten_all()?.narrow(0, start, count)?;
                 return part
                     .to_device(&Device::Cpu)?
@@ -79,82 +97,25 @@ impl StoredTensor {
                     .map(Some);
             }
         };
-        let part = |size: usize| {
-            bytes
-                .get(start * size..(start + count) * size)
-                .ok_or_else(|| {
-                    candle_core::Error::Msg(format!(
-                        "weights: {} bytes are too few for {:?}",
-                        bytes.len(),
-                        self.shape
-                    ))
-                })
+        let offset = |elements: usize| {
+            let offset = self.kind.bytes_of(elements as u64)?;
+            usize::try_from(offset).ok()
         };
-        let values = match &self.kind {
-            ElementType::F32 => part(4)?
-                .as_chunks::<4>()
-                .0
-                .iter()
-                .map(|&value| f32::from_le_bytes(value))
-                .collect(),
-            ElementType::F16 => part(2)?
-                .as_chunks::<2>()
-                .0
-                .iter()
-                .map(|&value| f16::from_le_bytes(value).to_f32())
-                .collect(),
-            ElementType::Bf16 => part(2)?
-                .as_chunks::<2>()
-                .0
-                .iter()
-                .map(|&value| bf16::from_le_bytes(value).to_f32())
-                .collect(),
-            ElementType::F64 => part(8)?
-                .as_chunks::<8>()
-                .0
-                .iter()
-                .map(|&value| f64::from_le_bytes(value) as f32)
-                .collect(),
-            ElementType::Quantised(quant_type) => {
-                let (len, size) = (quant_type.block_len(), quant_type.block_bytes());
-                if !start.is_multiple_of(len) || !count.is_multiple_of(len) {
-                    candle_core::bail!(
-                        "weights: {} blocks hold {len} values, asked for {count}",
-                        quant_type.name()
-                    );
-                }
-                let blocks = bytes
-                    .get(start / len * size..(start + count) / len * size)
-                    .ok_or_else(|| {
-                        candle_core::Error::Msg(format!(
-                            "weights: {} bytes are too few for {:?}",
-                            bytes.len(),
-                            self.shape
-                        ))
-                    })?;
-                let mut values = vec![0.0; count];
-                quant::dequantize(*quant_type, blocks, &mut values);
-                values
-            }
-            _ => return Ok(None),
+        let part = offset(start)
+            .zip(start.checked_add(count).and_then(offset))
+            .and_then(|(start, end)| bytes.get(start..end));
+        let Some(part) = part else {
+            candle_core::bail!(
+                "weights: elements {start} to {} are not in the {} bytes of a {} tensor {:?}",
+                start.saturating_add(count),
+                bytes.len(),
+                self.kind,
+                self.shape
+            );
         };
+        let mut values = vec![0.0; count];
+        decode(&self.kind, part, &mut values);
         Ok(Some(values))
-    }
-
-    /// The values of a bf16 tensor without a detour over `f32`.
-    pub(crate) fn bf16_values(&self) -> Option<Vec<bf16>> {
-        match (&self.kind, &self.data) {
-            (ElementType::Bf16, Data::Bytes(bytes)) => Some(
-                bytes
-                    .as_slice()
-                    .as_chunks::<2>()
-                    .0
-                    .iter()
-                    .map(|&value| bf16::from_le_bytes(value))
-                    .collect(),
-            ),
-            _ => None,
-        }
     }
 
     /// The elements, little-endian; `None` for a tensor in memory whose type no file has.
@@ -225,6 +186,80 @@ impl StoredTensor {
             ElementType::F32,
             Bytes::from_vec(bytemuck::cast_slice(values).to_vec()),
         )
+    }
+}
+
+/// A matrix in its stored form, decoded row by row.
+pub(crate) struct StoredMatrix {
+    kind: ElementType,
+    bytes: Bytes,
+    rows: usize,
+    width: usize,
+    row_bytes: usize,
+}
+
+impl StoredMatrix {
+    pub(crate) fn kind(&self) -> &ElementType {
+        &self.kind
+    }
+
+    pub(crate) fn rows(&self) -> usize {
+        self.rows
+    }
+
+    pub(crate) fn width(&self) -> usize {
+        self.width
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        self.rows * self.row_bytes
+    }
+
+    /// Writes the `width` values of row `index`, which must be there.
+    pub(crate) fn row(&self, index: usize, out: &mut [f32]) {
+        let row = &self.bytes.as_slice()[index * self.row_bytes..][..self.row_bytes];
+        decode(&self.kind, row, out);
+    }
+
+    /// All values, row-major.
+    pub(crate) fn values(&self) -> Vec<f32> {
+        let mut values = vec![0.0; self.rows * self.width];
+        decode(&self.kind, self.bytes.as_slice(), &mut values);
+        values
+    }
+}
+
+/// Writes the `f32` values of the elements in `bytes`, which must be as many as `out` has room for; nothing for types that have none.
+fn decode(kind: &ElementType, bytes: &[u8], out: &mut [f32]) {
+    /// Halves that are converted together: conversion has instructions, but the file does not align them.
+    const CHUNK: usize = 256;
+    match kind {
+        ElementType::F32 => {
+            for (out, value) in out.iter_mut().zip(bytes.as_chunks::<4>().0) {
+                *out = f32::from_le_bytes(*value);
+            }
+        }
+        ElementType::Bf16 => {
+            for (out, value) in out.iter_mut().zip(bytes.as_chunks::<2>().0) {
+                *out = bf16::from_le_bytes(*value).to_f32();
+            }
+        }
+        ElementType::F16 => {
+            let mut halves = [f16::ZERO; CHUNK];
+            for (out, bytes) in out.chunks_mut(CHUNK).zip(bytes.chunks(2 * CHUNK)) {
+                for (half, value) in halves.iter_mut().zip(bytes.as_chunks::<2>().0) {
+                    *half = f16::from_le_bytes(*value);
+                }
+                halves[..out.len()].convert_to_f32_slice(out);
+            }
+        }
+        ElementType::F64 => {
+            for (out, value) in out.iter_mut().zip(bytes.as_chunks::<8>().0) {
+                *out = f64::from_le_bytes(*value) as f32;
+            }
+        }
+        ElementType::Quantised(quant_type) => quant::dequantize(*quant_type, bytes, out),
+        _ => {}
     }
 }
 

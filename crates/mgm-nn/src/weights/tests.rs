@@ -707,3 +707,99 @@ fn renamed_tensors_keep_everything_but_their_names() {
         .renamed(|_| Some("x".into()));
     assert_eq!(both.shape("x"), Some(vec![1]));
 }
+
+#[test]
+fn matrices_may_stay_in_their_file() {
+    let folder = Folder::new("mapped");
+    let path = folder.file("a.safetensors");
+    let weight = tensor(&[70, 96], 1);
+    for dtype in [DType::F32, DType::F16, DType::BF16, DType::F64] {
+        let _ = fs::remove_file(&path);
+        let weight = weight.to_dtype(dtype).unwrap();
+        let tensors = map([("fc.weight", weight.clone()), ("fc.bias", tensor(&[70], 2))]);
+        save(&path, &tensors);
+        let open = |storage| {
+            let policy = WeightPolicy {
+                storage,
+                ..WeightPolicy::default()
+            };
+            WeightSource::open(&path).unwrap().with_policy(policy)
+        };
+        let mapped = open(WeightStorage::Mapped);
+        let linear = mapped.linear("fc", 96, 70, Bias::Yes).unwrap();
+        assert!(format!("{linear:?}").contains("mapped"), "{linear:?}");
+        let packed = open(WeightStorage::AsStored)
+            .linear("fc", 96, 70, Bias::Yes)
+            .unwrap();
+        assert!(format!("{packed:?}").contains("packed"), "{packed:?}");
+        assert_eq!(
+            values(&linear.weight().unwrap()),
+            values(&weight.to_dtype(DType::F32).unwrap())
+        );
+        for rows in [1, 9, 40] {
+            let x = tensor(&[rows, 96], 3);
+            assert_eq!(
+                values(&linear.forward(&x).unwrap()),
+                values(&packed.forward(&x).unwrap())
+            );
+            let y = tensor(&[rows, 70], 4);
+            assert_eq!(
+                values(&linear.forward_transposed(&y).unwrap()),
+                values(&packed.forward_transposed(&y).unwrap())
+            );
+        }
+    }
+    let memory = WeightSource::from_tensors(layer()).with_policy(WeightPolicy {
+        storage: WeightStorage::Mapped,
+        ..WeightPolicy::default()
+    });
+    let linear = memory.linear("fc", 8, 6, Bias::Yes).unwrap();
+    assert!(format!("{linear:?}").contains("packed"));
+}
+
+/// Bytes of mapped files that are in this process's memory.
+#[cfg(target_os = "linux")]
+fn resident_file_bytes(path: &Path) -> usize {
+    let maps = fs::read_to_string("/proc/self/smaps").unwrap();
+    let mut lines = maps.lines();
+    let mut total = 0;
+    while let Some(line) = lines.next() {
+        if line.ends_with(path.to_str().unwrap()) {
+            let rss = lines.find(|line| line.starts_with("Rss:")).unwrap();
+            total += rss
+                .split_whitespace()
+                .nth(1)
+                .unwrap()
+                .parse::<usize>()
+                .unwrap()
+                * 1024;
+        }
+    }
+    total
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn packed_matrices_leave_no_pages_of_the_file_behind() {
+    let folder = Folder::new("resident");
+    let path = folder.file("a.safetensors");
+    let big = tensor(&[512, 1024], 1);
+    let brain = big.to_dtype(DType::BF16).unwrap();
+    save(
+        &path,
+        &map([("a.weight", big.clone()), ("b.weight", brain), ("c", big)]),
+    );
+    let source = WeightSource::open(&path).unwrap();
+    let bytes = source.stored_bytes("c").unwrap();
+    std::hint::black_box(bytes.as_slice().iter().fold(0u8, |sum, byte| sum ^ byte));
+    assert!(resident_file_bytes(&path) >= 2 << 20);
+    source.release("c");
+    let _a = source.linear("a", 1024, 512, Bias::No).unwrap();
+    let _b = source.linear("b", 1024, 512, Bias::No).unwrap();
+    source.tensor("c", [512, 1024]).unwrap();
+    let left = resident_file_bytes(&path);
+    assert!(
+        left < 256 << 10,
+        "{left} bytes of the file are still in memory"
+    );
+}

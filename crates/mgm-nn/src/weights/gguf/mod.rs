@@ -180,10 +180,16 @@ impl GgufFile {
             Fix::Deinterleave { heads } => {
                 let head_dim = tensor.shape[0] / heads;
                 let half = head_dim / 2;
-                Ok(Some(stored.gather_rows(rows, |row| {
+                let is_all = rows == (0..tensor.shape[0]);
+                let gathered = stored.gather_rows(rows, |row| {
                     let (head, within) = (row / head_dim, row % head_dim);
                     head * head_dim + 2 * (within % half) + within / half
-                })))
+                });
+                if is_all {
+                    // The copy stands for it from now on.
+                    self.file.release(tensor.start..tensor.end);
+                }
+                Ok(Some(gathered))
             }
             Fix::SubtractOne => {
                 let stored = stored.rows(rows)?;
