@@ -30,17 +30,11 @@ pub(crate) enum Event {
 }
 
 impl Blob {
-    /// The unfinished file, named as `huggingface_hub` names it.
-    pub(crate) fn partial(&self) -> PathBuf {
-        let mut name = self.path.clone().into_os_string();
-        name.push(".incomplete");
-        name.into()
-    }
-
     /// Downloads the file. The caller holds its lock.
     pub(crate) fn fetch(&self, client: &Client<'_>, report: &mut dyn FnMut(Event)) -> Result<()> {
-        let partial = self.partial();
-        for last in [false, true] {
+        let partial = partial(&self.path);
+        let mut repeated = false;
+        loop {
             let mut download = Download::open(self, &partial, client.stop)?;
             download.complete(client, report)?;
             let found = download.finish()?;
@@ -55,14 +49,21 @@ impl Blob {
                 expected: self.checksum.digits().into(),
                 found,
             };
-            if last {
+            if repeated {
                 return Err(error);
             }
+            repeated = true;
             report(Event::Note(format!("{error}; downloading it again")));
             report(Event::Have(0));
         }
-        Ok(())
     }
+}
+
+/// The unfinished file of a blob, named as `huggingface_hub` names it.
+pub(crate) fn partial(blob: &Path) -> PathBuf {
+    let mut name = blob.as_os_str().to_owned();
+    name.push(".incomplete");
+    name.into()
 }
 
 /// A file as far as it has come, and the hash of that.

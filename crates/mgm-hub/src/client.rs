@@ -185,7 +185,7 @@ impl<'a> Client<'a> {
             }
             if !head.status.is_redirection() {
                 self.check(status, &head.headers, &url, at_home)?;
-                if offset == 0 {
+                if at_home && offset == 0 {
                     facts.learn_plain(&head.headers);
                 }
                 return Ok(Answer {

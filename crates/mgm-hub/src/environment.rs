@@ -88,17 +88,17 @@ impl Environment {
 pub(crate) fn cache_directory() -> Option<PathBuf> {
     ["HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"]
         .into_iter()
-        .find_map(variable)
+        .find_map(path_variable)
         .map(|path| expanded(&path))
         .or_else(|| Some(hub_home()?.join("hub")))
 }
 
 /// `HF_HOME`, else `huggingface` below the user's cache folder.
 fn hub_home() -> Option<PathBuf> {
-    if let Some(path) = variable("HF_HOME") {
+    if let Some(path) = path_variable("HF_HOME") {
         return Some(expanded(&path));
     }
-    let caches = match variable("XDG_CACHE_HOME") {
+    let caches = match path_variable("XDG_CACHE_HOME") {
         Some(path) => expanded(&path),
         None => env::home_dir()?.join(".cache"),
     };
@@ -114,7 +114,7 @@ fn token(home: Option<&Path>) -> Result<Option<Token>> {
             }
         }
     }
-    let path = match variable("HF_TOKEN_PATH") {
+    let path = match path_variable("HF_TOKEN_PATH") {
         Some(path) => expanded(&path),
         None => match home {
             Some(home) => home.join("token"),
@@ -145,9 +145,15 @@ fn checked_endpoint(text: &str) -> Result<String> {
     }
 }
 
-/// A variable that is set to something.
+/// A variable that is set to something. Bytes that are no text stay visible as such, so that nothing else is taken instead.
 fn variable(name: &str) -> Option<String> {
-    env::var(name).ok().filter(|value| !value.is_empty())
+    path_variable(name).map(|value| value.to_string_lossy().into_owned())
+}
+
+/// As [`variable`], with the bytes as they are, because a path may be any.
+fn path_variable(name: &str) -> Option<PathBuf> {
+    let value = env::var_os(name).filter(|value| !value.is_empty())?;
+    Some(value.into())
 }
 
 fn switched_on(name: &str) -> bool {
@@ -159,9 +165,9 @@ fn is_true(value: &str) -> bool {
 }
 
 /// `~/x` below the home directory, anything else as it is.
-fn expanded(path: &str) -> PathBuf {
-    match (path.strip_prefix("~/"), env::home_dir()) {
-        (Some(rest), Some(home)) => home.join(rest),
+fn expanded(path: &Path) -> PathBuf {
+    match (path.strip_prefix("~"), env::home_dir()) {
+        (Ok(rest), Some(home)) => home.join(rest),
         _ => path.into(),
     }
 }

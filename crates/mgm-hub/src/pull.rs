@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use crate::blob::{Blob, Event, hash_file, io_error};
+use crate::blob::{Blob, Event, hash_file, io_error, partial};
 use crate::cache;
 use crate::checksum::Checksum;
 use crate::client::{Attempts, Client, Patience};
@@ -132,10 +132,10 @@ pub fn pull(
     // Two names may stand for the same bytes.
     let mut counted = HashSet::new();
     missing.retain(|file| counted.insert(&file.checksum));
-    let missing_bytes = missing.iter().map(|file| file.size).sum();
+    let missing_bytes = sum(missing.iter().map(|file| file.size));
     report(Progress::Found {
         files: wanted.len(),
-        bytes: wanted.iter().map(|file| file.size).sum(),
+        bytes: sum(wanted.iter().map(|file| file.size)),
         missing: missing_bytes,
     });
     cache.check_room(&missing)?;
@@ -301,15 +301,12 @@ impl Cache<'_> {
 
     /// Fails now rather than after hours when the disk cannot hold what is missing.
     fn check_room(&self, missing: &[&Wanted]) -> Result<()> {
-        let partial = |file: &Wanted| {
-            let mut path = self.blob(file).into_os_string();
-            path.push(".incomplete");
-            fs::metadata(path).map_or(0, |metadata| metadata.len())
+        let there = |file: &Wanted| {
+            fs::metadata(partial(&self.blob(file))).map_or(0, |metadata| metadata.len())
         };
-        let needed = missing
+        let needed = sum(missing
             .iter()
-            .map(|file| file.size.saturating_sub(partial(file)))
-            .fold(0u64, u64::saturating_add);
+            .map(|file| file.size.saturating_sub(there(file))));
         // Where the system does not say, writing will.
         match fs4::available_space(&self.folder) {
             Ok(available) if available < needed => Err(Error::DiskFull {
@@ -441,6 +438,11 @@ impl Cache<'_> {
         fs::write(&beside, commit).map_err(io_error(&beside))?;
         fs::rename(&beside, &path).map_err(io_error(&path))
     }
+}
+
+/// Sizes are what a server says: adding them may not overflow.
+fn sum(sizes: impl Iterator<Item = u64>) -> u64 {
+    sizes.fold(0, u64::saturating_add)
 }
 
 fn create_folder(path: &Path) -> Result<()> {

@@ -21,19 +21,35 @@ pub(crate) struct Stored {
     pub(crate) bytes: Vec<u8>,
     /// Whether it lies in the store, named by its SHA-256.
     pub(crate) large: bool,
+    digits: String,
 }
 
 impl Stored {
+    /// A file that the hub itself serves, named by git's SHA-1.
     pub(crate) fn small(name: &str, bytes: &[u8]) -> Self {
+        let mut hash = Sha1::new();
+        hash.update(format!("blob {}\0", bytes.len()));
+        hash.update(bytes);
         Self {
             name: name.into(),
+            digits: hexadecimal(&hash.finalize()),
             bytes: bytes.into(),
             large: false,
         }
     }
 
-    /// `length` bytes that look random.
-    pub(crate) fn large(name: &str, length: usize) -> Self {
+    /// A file of the store.
+    pub(crate) fn large(name: &str, bytes: Vec<u8>) -> Self {
+        Self {
+            name: name.into(),
+            digits: hexadecimal(&Sha256::digest(&bytes)),
+            bytes,
+            large: true,
+        }
+    }
+
+    /// A file of the store, of `length` bytes that look random.
+    pub(crate) fn noise(name: &str, length: usize) -> Self {
         let mut state = length as u32 | 1;
         let bytes = (0..length).map(|_| {
             state ^= state << 13;
@@ -41,25 +57,17 @@ impl Stored {
             state ^= state << 5;
             state as u8
         });
-        Self {
-            name: name.into(),
-            bytes: bytes.collect(),
-            large: true,
-        }
+        Self::large(name, bytes.collect())
     }
 
     /// The blob's name.
-    pub(crate) fn digits(&self) -> String {
-        let hexadecimal =
-            |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
-        if self.large {
-            return hexadecimal(&Sha256::digest(&self.bytes));
-        }
-        let mut hash = Sha1::new();
-        hash.update(format!("blob {}\0", self.bytes.len()));
-        hash.update(&self.bytes);
-        hexadecimal(&hash.finalize())
+    pub(crate) fn digits(&self) -> &str {
+        &self.digits
     }
+}
+
+fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// What was asked.

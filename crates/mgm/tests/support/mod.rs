@@ -75,6 +75,12 @@ pub(crate) fn command(arguments: &[&str]) -> Command {
         .stdin(Stdio::null());
     for variable in [
         "MGM_MODELS_DIR",
+        "MGM_MODEL_ZOO",
+        "HF_ENDPOINT",
+        "HF_HOME",
+        "HF_HUB_CACHE",
+        "HF_HUB_OFFLINE",
+        "HF_TOKEN",
         "http_proxy",
         "HTTP_PROXY",
         "all_proxy",
