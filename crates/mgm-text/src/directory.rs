@@ -76,6 +76,8 @@ struct NamedTokens {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct ModelConfig {
+    architectures: Vec<String>,
+    /// Absent in several releases, which only the class name tells apart then.
     model_type: Option<String>,
 }
 
@@ -108,7 +110,12 @@ pub(crate) fn load(directory: &Path) -> Result<Tokenizer, TextError> {
         .tokenizer_class
         .as_deref()
         .unwrap_or_default();
-    let family = model.model_type.unwrap_or_default().to_lowercase();
+    let family = format!(
+        "{} {}",
+        model.architectures.join(" "),
+        model.model_type.unwrap_or_default()
+    )
+    .to_lowercase();
     // The official loader asks for the fast tokeniser for Gemma and Mixtral and for the slow one otherwise; a class
     // that exists only as a fast one stays fast.
     let fast = class.ends_with("Fast")

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Var};
 use mgm_nn::{LoraConfig, WeightPolicy, WeightStorage};
-use mini_gemini::{LoadOptions, MiniGemini, ModelConfig, ModelSource};
+use mini_gemini::{LoadOptions, MODEL_ZOO_VARIABLE, MiniGemini, ModelConfig, ModelSource};
 use serde_json::Value;
 
 use crate::error::TrainError;
@@ -56,7 +56,10 @@ pub(crate) fn load(recipe: &Recipe) -> Result<MiniGemini, TrainError> {
     // The recipe's template is checked and used by the data side; `plain` is no chat template.
     Ok(MiniGemini::load_with_overlay(
         &source,
-        &LoadOptions::default(),
+        &LoadOptions {
+            model_zoo: std::env::var_os(MODEL_ZOO_VARIABLE).map(PathBuf::from),
+            ..LoadOptions::default()
+        },
         policy,
         &overlay,
     )?)

@@ -42,7 +42,7 @@ pub(crate) struct ModelArgs {
     pub(crate) model: String,
 
     /// Folder in which models, and the towers and base models they name, are looked for
-    #[arg(long, value_name = "DIR", env = "MGM_MODEL_ZOO", value_hint = ValueHint::DirPath)]
+    #[arg(long, value_name = "DIR", env = mini_gemini::MODEL_ZOO_VARIABLE, value_hint = ValueHint::DirPath)]
     pub(crate) model_zoo: Option<PathBuf>,
 
     /// Base model of a stage-1 or adapter folder [default: the one it names]
@@ -309,7 +309,7 @@ pub(crate) struct MergeArgs {
     pub(crate) model_base: Option<PathBuf>,
 
     /// Folder in which models, and the towers and base models they name, are looked for
-    #[arg(long, value_name = "DIR", env = "MGM_MODEL_ZOO", value_hint = ValueHint::DirPath)]
+    #[arg(long, value_name = "DIR", env = mini_gemini::MODEL_ZOO_VARIABLE, value_hint = ValueHint::DirPath)]
     pub(crate) model_zoo: Option<PathBuf>,
 }
 
@@ -319,7 +319,7 @@ pub(crate) struct MergeArgs {
 #[derive(Debug, Args)]
 pub(crate) struct ListArgs {
     /// Folder of models to list too
-    #[arg(long, value_name = "DIR", env = "MGM_MODEL_ZOO", value_hint = ValueHint::DirPath)]
+    #[arg(long, value_name = "DIR", env = mini_gemini::MODEL_ZOO_VARIABLE, value_hint = ValueHint::DirPath)]
     pub(crate) model_zoo: Option<PathBuf>,
 
     /// Print one JSON object

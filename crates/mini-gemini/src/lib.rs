@@ -50,6 +50,6 @@ pub use merge::{MergeProgress, Merged, SHARD_BYTES, merge};
 pub use model::{LORA_TARGETS, LoadEvent, LoadOptions, MiniGemini, Precision, lora_config};
 pub use sampling::{GenerateOptions, Overlong, Sampler, greedy};
 pub use session::{Answer, Control, Event, Session, StopReason, Timings};
-pub use source::{BUILT_IN_NAME, MODELS_DIR_VARIABLE, ModelSource};
+pub use source::{BUILT_IN_NAME, MODEL_ZOO_VARIABLE, MODELS_DIR_VARIABLE, ModelSource};
 pub use training::{IGNORE_LABEL, TrainSample};
 pub use vision::{TowerFeatures, Vision};

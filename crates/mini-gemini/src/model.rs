@@ -83,7 +83,7 @@ pub struct MiniGemini {
     template: &'static Template,
     vision: Option<Vision>,
     decoder: Decoder,
-    parameters: Parameters,
+    weights: WeightSource,
     stop_ids: Vec<u32>,
 }
 
@@ -216,7 +216,7 @@ impl MiniGemini {
             template,
             vision,
             decoder,
-            parameters: weights.parameters().clone(),
+            weights,
             stop_ids,
         })
     }
@@ -258,7 +258,12 @@ impl MiniGemini {
 
     /// Trainable parameters by checkpoint name; empty unless the weight policy names some.
     pub fn parameters(&self) -> &Parameters {
-        &self.parameters
+        self.weights.parameters()
+    }
+
+    /// The files the model was loaded from, under the tensors' official names.
+    pub fn weights(&self) -> &WeightSource {
+        &self.weights
     }
 
     /// Ids that end an answer.

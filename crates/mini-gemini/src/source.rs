@@ -10,6 +10,8 @@ use crate::locate;
 pub const BUILT_IN_NAME: &str = "smol";
 /// Environment variable that names the folder holding the built-in model's folder.
 pub const MODELS_DIR_VARIABLE: &str = "MGM_MODELS_DIR";
+/// Environment variable that names the model zoo ([`crate::LoadOptions::model_zoo`]). The command line and training read it.
+pub const MODEL_ZOO_VARIABLE: &str = "MGM_MODEL_ZOO";
 
 /// Which model to load.
 #[derive(Clone, Debug, PartialEq, Eq)]
