@@ -41,6 +41,26 @@ pub(crate) struct ModelArgs {
     #[arg(long, value_name = "NAME-OR-PATH", default_value = mini_gemini::BUILT_IN_NAME, value_hint = ValueHint::AnyPath)]
     pub(crate) model: String,
 
+    #[command(flatten)]
+    pub(crate) files: ModelFiles,
+
+    /// Where to compute
+    #[arg(long, value_enum, default_value_t = DeviceChoice::Auto)]
+    pub(crate) device: DeviceChoice,
+
+    /// Form in which unquantised weights are kept in memory; quantised ones stay as they are
+    #[arg(long, value_enum, default_value_t = DtypeChoice::Auto)]
+    pub(crate) dtype: DtypeChoice,
+
+    /// CPU threads [default: one per logical core]
+    #[arg(long, value_name = "N")]
+    pub(crate) threads: Option<NonZeroUsize>,
+}
+
+/// Where the files of a model are, beyond its own folder.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Model")]
+pub(crate) struct ModelFiles {
     /// Folder in which models, and the towers and base models they name, are looked for
     #[arg(long, value_name = "DIR", env = mini_gemini::MODEL_ZOO_VARIABLE, value_hint = ValueHint::DirPath)]
     pub(crate) model_zoo: Option<PathBuf>,
@@ -60,18 +80,6 @@ pub(crate) struct ModelArgs {
     /// The transformers release whose Gemma is computed [default: 4.39, which the authors ran]
     #[arg(long, value_enum, value_name = "RELEASE")]
     pub(crate) gemma_numerics: Option<GemmaNumericsChoice>,
-
-    /// Where to compute
-    #[arg(long, value_enum, default_value_t = DeviceChoice::Auto)]
-    pub(crate) device: DeviceChoice,
-
-    /// Form in which unquantised weights are kept in memory; quantised ones stay as they are
-    #[arg(long, value_enum, default_value_t = DtypeChoice::Auto)]
-    pub(crate) dtype: DtypeChoice,
-
-    /// CPU threads [default: one per logical core]
-    #[arg(long, value_name = "N")]
-    pub(crate) threads: Option<NonZeroUsize>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -275,18 +283,30 @@ pub(crate) enum ModelsCommand {
     List(ListArgs),
     #[cfg(feature = "hub")]
     Pull(PullArgs),
-    /// What a model directory or a weight file holds
-    Inspect {
-        /// A model directory, a built-in model's name, or a .safetensors or .gguf file
-        #[arg(value_name = "NAME-OR-PATH", value_hint = ValueHint::AnyPath)]
-        path: PathBuf,
-
-        /// List every tensor
-        #[arg(long)]
-        tensors: bool,
-    },
+    Inspect(InspectArgs),
     /// Write a model with a LoRA adapter merged into its weights, in the official layout
     Merge(MergeArgs),
+}
+
+/// What a model is, what its files hold, the memory it needs, and what it lacks.
+///
+/// Nothing is loaded: names, shapes and types tell. A single shard, tower or adapter file is described alone.
+#[derive(Debug, Args)]
+pub(crate) struct InspectArgs {
+    /// A model's folder, a downloaded model's name, `smol`, or a weight file
+    #[arg(value_name = "NAME-OR-PATH", value_hint = ValueHint::AnyPath)]
+    pub(crate) path: PathBuf,
+
+    /// List every tensor with its shape, dtype and file
+    #[arg(long)]
+    pub(crate) tensors: bool,
+
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+
+    #[command(flatten)]
+    pub(crate) files: ModelFiles,
 }
 
 /// A checkpoint with its adapter.

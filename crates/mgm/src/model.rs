@@ -2,7 +2,7 @@
 
 use mini_gemini::{GemmaNumerics, LoadEvent, LoadOptions, MiniGemini, ModelSource, Precision};
 
-use crate::cli::{DeviceChoice, DtypeChoice, GemmaNumericsChoice, ModelArgs};
+use crate::cli::{DeviceChoice, DtypeChoice, GemmaNumericsChoice, ModelArgs, ModelFiles};
 use crate::failure::Failure;
 use crate::meter;
 
@@ -51,15 +51,25 @@ pub(crate) fn options(args: &ModelArgs, template: Option<&str>) -> Result<LoadOp
     Ok(LoadOptions {
         precision: precision(args)?,
         template: template.map(str::to_string),
-        model_zoo: args.model_zoo.clone(),
-        base: args.model_base.clone(),
-        adapter: args.adapter.clone(),
-        mmproj: args.mmproj.clone(),
-        gemma_numerics: args.gemma_numerics.map(|choice| match choice {
-            GemmaNumericsChoice::V4_38 => GemmaNumerics::Erf,
-            GemmaNumericsChoice::V4_39 => GemmaNumerics::Tanh,
-        }),
+        ..args.files.load_options()
     })
+}
+
+impl ModelFiles {
+    /// The part of the load options that says where files are.
+    pub(crate) fn load_options(&self) -> LoadOptions {
+        LoadOptions {
+            model_zoo: self.model_zoo.clone(),
+            base: self.model_base.clone(),
+            adapter: self.adapter.clone(),
+            mmproj: self.mmproj.clone(),
+            gemma_numerics: self.gemma_numerics.map(|choice| match choice {
+                GemmaNumericsChoice::V4_38 => GemmaNumerics::Erf,
+                GemmaNumericsChoice::V4_39 => GemmaNumerics::Tanh,
+            }),
+            ..LoadOptions::default()
+        }
+    }
 }
 
 /// Loads the model, under a spinner that says how far it is.

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use mgm_nn::{LoraConfig, WeightSource};
-use mgm_text::Tokenizer;
+use mgm_text::{Template, Tokenizer};
 
 use crate::adapter::{self, AdapterConfig};
 use crate::check::{self, TensorProblem};
@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::layout::{self, Layout, STAGE_ONE_WEIGHTS};
 use crate::locate::Places;
 use crate::memory::MemoryEstimate;
-use crate::model::{LoadOptions, Precision, lora_config};
+use crate::model::{LoadOptions, Precision, choose_template, lora_config};
 use crate::pair;
 use crate::source::{BUILT_IN_NAME, ModelSource};
 use crate::tower_files;
@@ -100,6 +100,19 @@ impl Checkpoint {
             model: self.directory.clone(),
             problems: check::summary(&problems, &self.weights.files()),
         })
+    }
+
+    /// The conversation template it is run with unless another is asked for.
+    ///
+    /// # Errors
+    /// When the configuration names one that does not exist.
+    pub fn template(&self) -> Result<&'static Template> {
+        choose_template(
+            &LoadOptions::default(),
+            &self.config,
+            &self.name,
+            &self.config_file,
+        )
     }
 
     /// The memory the model will take when loaded in this precision.

@@ -24,6 +24,7 @@ mod config;
 pub mod decoder;
 mod error;
 pub mod hub_cache;
+pub mod inventory;
 mod layout;
 mod locate;
 mod memory;

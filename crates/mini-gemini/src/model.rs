@@ -394,7 +394,7 @@ pub fn lora_config(config: &ModelConfig) -> Option<LoraConfig> {
     })
 }
 
-fn choose_template(
+pub(crate) fn choose_template(
     options: &LoadOptions,
     config: &ModelConfig,
     name: &str,

@@ -17,7 +17,7 @@ pub(crate) fn run(command: ModelsCommand) -> Result<(), Failure> {
         ModelsCommand::List(args) => list::run(&args),
         #[cfg(feature = "hub")]
         ModelsCommand::Pull(args) => pull::run(&args),
-        ModelsCommand::Inspect { path, tensors } => inspect::run(&path, tensors),
+        ModelsCommand::Inspect(args) => inspect::run(&args),
         ModelsCommand::Merge(args) => merge::run(args),
     }
 }
