@@ -132,6 +132,15 @@ pub enum Error {
     /// Inputs of a training or low-level call disagree.
     #[error("{0}")]
     Input(String),
+    /// A file that would be written is there already.
+    #[error("{path} is there already")]
+    OutputExists {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The caller asked to stop.
+    #[error("stopped")]
+    Stopped,
     /// File access failed.
     #[error("{path}: {source}")]
     Io {
