@@ -286,6 +286,7 @@ pub(crate) enum ModelsCommand {
     Inspect(InspectArgs),
     /// Write a model with a LoRA adapter merged into its weights, in the official layout
     Merge(MergeArgs),
+    Quantize(QuantizeArgs),
 }
 
 /// What a model is, what its files hold, the memory it needs, and what it lacks.
@@ -330,6 +331,54 @@ pub(crate) struct MergeArgs {
 
     /// Folder in which models, and the towers and base models they name, are looked for
     #[arg(long, value_name = "DIR", env = mini_gemini::MODEL_ZOO_VARIABLE, value_hint = ValueHint::DirPath)]
+    pub(crate) model_zoo: Option<PathBuf>,
+}
+
+/// Write a model as a GGUF pair, smaller: a language file that llama.cpp loads too, and an mmproj file with everything visual
+///
+/// Adapters are merged. Needs the memory of a few tensors, whatever the size of the model.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Types, largest first: F32, F16, BF16, Q8_0, Q6_K, Q5_K_M, Q4_K_M, Q4_0. They are described in docs/formats.md.\n\n\
+    Examples:\n  \
+    mgm models quantize MGM-2B --type Q4_K_M\n  \
+    mgm chat --model MGM-2B-Q4_K_M.gguf --image photo.jpg"
+)]
+pub(crate) struct QuantizeArgs {
+    /// The model: anything --model accepts
+    #[arg(value_name = "MODEL", value_hint = ValueHint::AnyPath)]
+    pub(crate) model: String,
+
+    /// What to write
+    #[arg(long = "type", value_name = "TYPE", value_parser = scheme)]
+    pub(crate) scheme: mini_gemini::pair::Scheme,
+
+    /// The folder to write to
+    #[arg(short, long, value_name = "DIR", default_value = ".", value_hint = ValueHint::DirPath)]
+    pub(crate) output: PathBuf,
+
+    /// Name of the files in front of the type [default: the model's]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: Option<String>,
+
+    /// An importance matrix of the language model, as llama.cpp's llama-imatrix writes it
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) imatrix: Option<PathBuf>,
+
+    /// Replace files that are there already
+    #[arg(long)]
+    pub(crate) force: bool,
+
+    /// A PEFT adapter folder to merge
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) adapter: Option<PathBuf>,
+
+    /// Base model of a stage-1 or adapter folder [default: the one it names]
+    #[arg(long, value_name = "NAME-OR-PATH", value_hint = ValueHint::DirPath)]
+    pub(crate) model_base: Option<PathBuf>,
+
+    /// Folder in which models, and the towers and base models they name, are looked for
+    #[arg(long, value_name = "DIR", env = "MGM_MODEL_ZOO", value_hint = ValueHint::DirPath)]
     pub(crate) model_zoo: Option<PathBuf>,
 }
 
@@ -391,6 +440,14 @@ pub(crate) struct ManArgs {
 
 fn template_names() -> clap::builder::PossibleValuesParser {
     clap::builder::PossibleValuesParser::new(mgm_text::Template::names())
+}
+
+fn scheme(text: &str) -> Result<mini_gemini::pair::Scheme, String> {
+    use mini_gemini::pair::Scheme;
+    Scheme::parse(text).ok_or_else(|| {
+        let names: Vec<&str> = Scheme::ALL.iter().map(|scheme| scheme.name()).collect();
+        format!("expected one of {}", names.join(", "))
+    })
 }
 
 fn number(text: &str) -> Result<f64, String> {

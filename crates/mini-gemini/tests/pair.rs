@@ -11,10 +11,10 @@ use std::path::{Path, PathBuf};
 use candle_core::{Device, Tensor};
 use common::*;
 use mgm_nn::{ElementType, WeightSource, WeightStorage};
-use mini_gemini::pair::{self, PairParts, QuantizeOptions, QuantizeReport, Scheme};
+use mini_gemini::pair::{self, QuantizeOptions, QuantizeReport, Scheme};
 use mini_gemini::{
     Checkpoint, Control, Error, LoadOptions, LoraKeys, MiniGemini, ModelConfig, ModelSource,
-    TokenizerFiles, lora_config,
+    lora_config,
 };
 
 /// A folder that goes away with its test.
@@ -65,16 +65,12 @@ fn write(checkpoint: &Checkpoint, folder: &Folder, scheme: Scheme) -> QuantizeRe
     .unwrap()
 }
 
-/// Loads a pair with weights as stored.
-fn load_pair(parts: PairParts, storage: WeightStorage) -> MiniGemini {
-    let mut checkpoint = checkpoint("gemma");
-    checkpoint.name = parts.name;
-    checkpoint.config = parts.config;
-    checkpoint.weights = parts.weights;
-    checkpoint.tokenizer = TokenizerFiles::File(parts.tokenizer_file);
+/// Loads a language file with the vision file beside it.
+fn load_pair(language: &Path, storage: WeightStorage) -> MiniGemini {
     let mut policy = policy(&[], None);
     policy.storage = storage;
-    MiniGemini::from_checkpoint(checkpoint, &LoadOptions::default(), policy).unwrap()
+    let source = ModelSource::Path(language.into());
+    MiniGemini::load_with_policy(&source, &LoadOptions::default(), policy).unwrap()
 }
 
 fn text_logits(model: &MiniGemini, family: &str) -> Tensor {
@@ -110,7 +106,7 @@ fn every_family_comes_back_in_f32() {
             format!("{:?}", official.decoder(file).unwrap())
         );
         assert_eq!(parts.config.context_limit(), official.context_limit());
-        let model = load_pair(parts, WeightStorage::F32);
+        let model = load_pair(&report.language.path, WeightStorage::F32);
         let original = load(family, &[]);
         assert_eq!(model.template().name(), original.template().name());
 
@@ -138,10 +134,7 @@ fn an_hd_model_comes_back() {
     let mut original = checkpoint("gemma");
     original.config = ModelConfig::read(&fixture("gemma/config_hd.json")).unwrap();
     let report = write(&original, &folder, Scheme::F32);
-    let model = load_pair(
-        pair::open(&report.language.path, None).unwrap(),
-        WeightStorage::F32,
-    );
+    let model = load_pair(&report.language.path, WeightStorage::F32);
     assert_eq!(model.config().grid(), 2);
     assert_eq!(model.config().image_global, Some(true));
     let expected = read("gemma/expected_hd.safetensors");
@@ -215,7 +208,7 @@ fn every_type_is_within_its_rounding() {
             let left_out = usize::from(family == "gemma");
             assert_eq!(compared, stored - left_out, "{family}");
 
-            let model = load_pair(parts, WeightStorage::AsStored);
+            let model = load_pair(&report.language.path, WeightStorage::AsStored);
             let logits = text_logits(&model, family);
             let found = visual_tokens(&model, pictures("base"), 1);
             if let Some((logit_error, token_error)) = end_to_end(scheme) {
@@ -317,6 +310,7 @@ fn adapters_are_merged() {
             rank: 3,
             alpha: 6.0,
         });
+        checkpoint.lora = lora_config(&checkpoint.config);
         checkpoint.weights = checkpoint
             .weights
             .overlay(WeightSource::from_tensors(tensors.clone()));
@@ -327,10 +321,7 @@ fn adapters_are_merged() {
     let live =
         MiniGemini::from_checkpoint(live, &LoadOptions::default(), policy(&[], lora)).unwrap();
     let report = write(&adapted(), &folder, Scheme::F32);
-    let merged = load_pair(
-        pair::open(&report.language.path, None).unwrap(),
-        WeightStorage::F32,
-    );
+    let merged = load_pair(&report.language.path, WeightStorage::F32);
     let reference = text_logits(&live, "llama");
     assert_close("logits", &text_logits(&merged, "llama"), &reference, 1e-5);
     // The adapter does something.
@@ -374,7 +365,7 @@ fn the_vision_file_is_found_or_asked_for() {
     assert_eq!(parts.vision_file, None);
     assert!(parts.config.mm_vision_tower.is_none());
     assert!(parts.notes[0].contains("mmproj-llama3-Q8_0.gguf"));
-    let model = load_pair(parts, WeightStorage::AsStored);
+    let model = load_pair(&language, WeightStorage::AsStored);
     assert!(model.vision().is_none());
 }
 
@@ -478,12 +469,8 @@ fn nothing_is_left_of_work_that_ends_early() {
 fn a_pair_of_a_pair() {
     let folder = Folder::new("again");
     let first = write(&checkpoint("llama"), &folder, Scheme::Bf16);
-    let parts = pair::open(&first.language.path, None).unwrap();
-    let mut source = checkpoint("llama");
-    source.name = parts.name;
-    source.config = parts.config;
-    source.weights = parts.weights;
-    source.tokenizer = TokenizerFiles::File(parts.tokenizer_file);
+    let source = ModelSource::Path(first.language.path.clone());
+    let source = Checkpoint::open(&source, &LoadOptions::default()).unwrap();
     let mut over = options(&folder, Scheme::Bf16);
     over.name = Some("second".into());
     let second = pair::quantize(&source, &over, &mut |_| Control::Continue).unwrap();

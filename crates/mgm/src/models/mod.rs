@@ -5,6 +5,7 @@ mod list;
 mod merge;
 #[cfg(feature = "hub")]
 mod pull;
+mod quantize;
 
 use std::path::{Path, PathBuf};
 
@@ -19,6 +20,7 @@ pub(crate) fn run(command: ModelsCommand) -> Result<(), Failure> {
         ModelsCommand::Pull(args) => pull::run(&args),
         ModelsCommand::Inspect(args) => inspect::run(&args),
         ModelsCommand::Merge(args) => merge::run(args),
+        ModelsCommand::Quantize(args) => quantize::run(args),
     }
 }
 

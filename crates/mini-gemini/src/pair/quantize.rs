@@ -13,7 +13,7 @@ use super::values::Values;
 use super::vision;
 use crate::checkpoint::{Checkpoint, TokenizerFiles};
 use crate::error::{Error, Result};
-use crate::model::{LoadOptions, choose_template, lora_config};
+use crate::model::{LoadOptions, choose_template};
 use crate::session::Control;
 
 /// What to write and where.
@@ -143,12 +143,8 @@ pub fn quantize(
         }
     }
 
-    let lora = lora_config(config);
     let mut job = Job {
-        values: Values {
-            weights: &checkpoint.weights,
-            lora: lora.as_ref(),
-        },
+        values: Values(checkpoint),
         importance: options.importance.as_ref(),
         done: 0,
         total: language_plan

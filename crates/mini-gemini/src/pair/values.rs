@@ -1,33 +1,19 @@
 //! The values of planned tensors, a few rows at a time: read, adapters merged, rows reordered, encoded.
 
-use std::ops::Range;
-
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use mgm_kernels::quant::{quantize, quantize_weighted};
-use mgm_nn::{ElementType, LoraConfig, WeightSource};
-use rayon::prelude::*;
+use mgm_nn::ElementType;
 
 use super::plan::Planned;
+use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 
 /// Values read at a time: 16 MB as `f32`.
 const CHUNK: usize = 1 << 22;
 
 /// A checkpoint's weights with its adapters merged in.
-pub(super) struct Values<'a> {
-    pub(super) weights: &'a WeightSource,
-    pub(super) lora: Option<&'a LoraConfig>,
-}
-
-/// The adapter of one matrix: `scale · B · A` is added to it.
-struct Delta {
-    /// `[rank, width]`.
-    a: Vec<f32>,
-    rank: usize,
-    b_name: String,
-    scale: f32,
-}
+pub(super) struct Values<'a>(pub(super) &'a Checkpoint);
 
 impl Values<'_> {
     /// Hands out the bytes of a tensor in order, in pieces of a few million values, each with the number of values it stands for. `importance`
@@ -51,7 +37,7 @@ impl Values<'_> {
         let step = (CHUNK / row_values.max(1)).max(1).next_multiple_of(unit);
         for (index, source) in planned.sources.iter().enumerate() {
             if self.copies(planned, source) {
-                let bytes = self.weights.stored_bytes(source)?;
+                let bytes = self.0.weights.stored_bytes(source)?;
                 let bytes = bytes.as_slice();
                 let values = (rows * row_values) as u64;
                 // In steps, so that work on a large tensor can be stopped.
@@ -59,18 +45,14 @@ impl Values<'_> {
                 for piece in bytes.chunks(4 * CHUNK) {
                     emit(piece, values / pieces)?;
                 }
-                self.weights.release(source);
+                self.0.weights.release(source);
                 continue;
             }
-            let delta = self.delta(source, row_values)?;
             let importance = importance.and_then(|all| all.get(index * width..(index + 1) * width));
             let mut start = 0;
             while start < rows {
                 let range = start..(start + step).min(rows);
-                let mut values = self.weights.rows(source, range.clone())?;
-                if let Some(delta) = &delta {
-                    self.add(delta, &range, row_values, &mut values)?;
-                }
+                let mut values = self.0.merged_rows(source, range.clone())?;
                 if let Some(head_dim) = planned.interleaved {
                     values = interleave(&values, head_dim, row_values);
                 }
@@ -79,7 +61,7 @@ impl Values<'_> {
                 }
                 let bytes = encode(&planned.target.element_type, &values, width, importance)
                     .map_err(|problem| {
-                        let file = self.weights.info(source).map(|info| info.file);
+                        let file = self.0.weights.info(source).map(|info| info.file);
                         Error::Input(format!(
                             "{}: tensor {source}: {problem}",
                             file.unwrap_or_default()
@@ -88,7 +70,7 @@ impl Values<'_> {
                 emit(&bytes, values.len() as u64)?;
                 start = range.end;
             }
-            self.weights.release(source);
+            self.0.weights.release(source);
         }
         Ok(())
     }
@@ -98,74 +80,11 @@ impl Values<'_> {
         planned.interleaved.is_none()
             && planned.offset == 0.0
             && self
+                .0
                 .weights
                 .info(source)
                 .is_some_and(|info| info.element_type == planned.target.element_type)
-            && !self.has_adapter(source)
-    }
-
-    fn has_adapter(&self, source: &str) -> bool {
-        self.lora.is_some()
-            && source
-                .strip_suffix("weight")
-                .is_some_and(|base| self.weights.contains(&format!("{base}lora_A.weight")))
-    }
-
-    fn delta(&self, source: &str, width: usize) -> Result<Option<Delta>> {
-        let (Some(lora), Some(base), true) = (
-            self.lora,
-            source.strip_suffix("weight"),
-            self.has_adapter(source),
-        ) else {
-            return Ok(None);
-        };
-        let (a_name, b_name) = (
-            format!("{base}lora_A.weight"),
-            format!("{base}lora_B.weight"),
-        );
-        let rank = self
-            .weights
-            .shape(&a_name)
-            .and_then(|shape| shape.first().copied())
-            .unwrap_or(0);
-        let a = self.weights.tensor(&a_name, [rank, width])?;
-        let rows = self.weights.shape(source).unwrap_or_default();
-        let expected = vec![rows.first().copied().unwrap_or(0), rank];
-        if rank == 0 || self.weights.shape(&b_name) != Some(expected.clone()) {
-            return Err(Error::Input(format!(
-                "tensor {b_name}: expected shape {expected:?}, found {:?}",
-                self.weights.shape(&b_name)
-            )));
-        }
-        Ok(Some(Delta {
-            a: a.flatten_all()?.to_vec1()?,
-            rank,
-            b_name,
-            scale: (lora.alpha / rank as f64) as f32,
-        }))
-    }
-
-    /// Adds the adapter to the rows `range`.
-    fn add(
-        &self,
-        delta: &Delta,
-        range: &Range<usize>,
-        width: usize,
-        values: &mut [f32],
-    ) -> Result<()> {
-        let b = self.weights.rows(&delta.b_name, range.clone())?;
-        values
-            .par_chunks_mut(width)
-            .zip(b.par_chunks(delta.rank))
-            .for_each(|(row, factors)| {
-                for (factor, a) in factors.iter().zip(delta.a.chunks_exact(width)) {
-                    let factor = factor * delta.scale;
-                    row.iter_mut()
-                        .zip(a)
-                        .for_each(|(value, a)| *value += factor * a);
-                }
-            });
-        Ok(())
+            && !self.0.is_adapted(source)
     }
 }
 
