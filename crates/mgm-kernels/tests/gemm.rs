@@ -343,6 +343,7 @@ fn streamed_weights_give_what_packed_ones_do() {
         (3, 33, 45),
         (40, 64, 129),
         (800, 40, 64),
+        (5, 40, 4500),
         (0, 5, 5),
         (2, 0, 3),
     ] {
@@ -358,7 +359,7 @@ fn streamed_weights_give_what_packed_ones_do() {
             activation: Activation::Relu6,
             accumulate: false,
         };
-        for t in [WeightType::F32, WeightType::Bf16] {
+        for t in [WeightType::F32, WeightType::F16, WeightType::Bf16] {
             let mut expected = vec![0.0; m * n];
             gemm(
                 m,

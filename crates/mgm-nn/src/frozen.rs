@@ -206,6 +206,7 @@ impl FrozenWeight {
 fn panel_type(weight: &StoredMatrix) -> WeightType {
     match weight.kind() {
         ElementType::Bf16 => WeightType::Bf16,
+        ElementType::F16 => WeightType::F16,
         _ => WeightType::F32,
     }
 }

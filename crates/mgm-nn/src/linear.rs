@@ -100,6 +100,14 @@ impl Linear {
         }
     }
 
+    /// Bytes that the weight matrix takes, without bias and adapter; for one that stays in its file, bytes of the file.
+    pub fn bytes(&self) -> usize {
+        match &self.matrix {
+            Matrix::Trainable(weight) => weight.elem_count() * weight.dtype().size_in_bytes(),
+            Matrix::Frozen(weight) => weight.bytes(),
+        }
+    }
+
     /// `x [.., in_features] → [.., out_features]`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         self.forward_with(x, Activation::None)

@@ -30,9 +30,11 @@ enum Panels<'a> {
         panel_stride: usize,
         ldb: usize,
     },
-    /// Panels that a task writes (panel index, bytes of the panel) before it uses them.
+    /// Panels of `bytes` bytes, with rows of `ldb` 4-byte units, that a task writes (panel index, bytes of the panel) before it
+    /// uses them.
     Generated {
         bytes: usize,
+        ldb: usize,
         write: &'a (dyn Fn(usize, &mut [u8]) + Sync),
     },
 }
@@ -127,6 +129,7 @@ pub(crate) fn streamed(
     };
     let panels = Panels::Generated {
         bytes: PANEL * k.next_multiple_of(K_ALIGN) * t.bytes(),
+        ldb: t.panel_step(),
         write: &write,
     };
     let family = kernel::family(level, t, m);
@@ -432,13 +435,13 @@ fn multiply(
                     }
                 }
             }
-            Panels::Generated { bytes, write } => with_scratch(bytes, |scratch| {
+            Panels::Generated { bytes, ldb, write } => with_scratch(bytes, |scratch| {
                 let buffer = &mut scratch.cast_mut::<u8>()[..bytes];
                 for panel in panel_range {
                     write(panel, buffer);
                     for k_block in 0..k_blocks {
-                        let b = buffer[k_block * block_steps * PANEL * 4..].as_ptr();
-                        rectangle(k_block, panel, b, PANEL);
+                        let b = buffer[k_block * block_steps * ldb * 4..].as_ptr();
+                        rectangle(k_block, panel, b, ldb);
                     }
                 }
             }),

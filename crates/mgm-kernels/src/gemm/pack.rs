@@ -37,6 +37,14 @@ impl WeightType {
             Self::F16 | Self::Bf16 => 2,
         }
     }
+
+    /// 4-byte units from one step of a panel to the next.
+    pub(crate) fn panel_step(self) -> usize {
+        match self {
+            Self::F32 | Self::Bf16 => PANEL,
+            Self::F16 => PANEL / 2,
+        }
+    }
 }
 
 /// A weight matrix `W [n, k]` (n output features, k input features), stored in the order that the kernels read.
@@ -198,10 +206,7 @@ impl PackedWeight {
 
     /// 4-byte units from one step of a panel to the next.
     pub(crate) fn panel_step(&self) -> usize {
-        match self.weight_type {
-            WeightType::F32 | WeightType::Bf16 => PANEL,
-            WeightType::F16 => PANEL / 2,
-        }
+        self.weight_type.panel_step()
     }
 
     /// Bytes of one panel.

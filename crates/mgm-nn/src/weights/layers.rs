@@ -84,6 +84,7 @@ impl WeightSource {
                 _ if storage == WeightStorage::F32 => DType::F32,
                 ElementType::F32 | ElementType::F64 if as_stored => DType::F32,
                 ElementType::F16 if as_stored => DType::F16,
+                _ if storage == WeightStorage::F16 => DType::F16,
                 _ => DType::BF16,
             };
             let dense =
@@ -101,7 +102,9 @@ impl WeightSource {
         }
         let weight_type = match storage {
             WeightStorage::Bf16 => WeightType::Bf16,
+            WeightStorage::F16 => WeightType::F16,
             WeightStorage::AsStored if *kind == ElementType::Bf16 => WeightType::Bf16,
+            WeightStorage::AsStored if *kind == ElementType::F16 => WeightType::F16,
             _ => WeightType::F32,
         };
         let weight = match found.tensor.matrix(out_features, in_features) {

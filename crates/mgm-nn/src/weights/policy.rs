@@ -9,7 +9,9 @@ pub enum WeightStorage {
     F32,
     /// `bf16`: half the memory and bandwidth, products of `bf16` values summed in `f32`.
     Bf16,
-    /// As in the file: quantised blocks stay quantised and mapped, `bf16` stays `bf16`, the rest becomes `f32`.
+    /// `f16`: half the memory and bandwidth, products in `f32`. Values beyond ±65504 become infinite.
+    F16,
+    /// As in the file: quantised blocks stay quantised and mapped, `bf16` and `f16` stay what they are, the rest becomes `f32`.
     #[default]
     AsStored,
     /// Nothing is copied: matrices stay in their mapped file and are packed panel by panel in every product. For models larger than memory,

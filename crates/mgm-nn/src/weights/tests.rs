@@ -803,3 +803,38 @@ fn packed_matrices_leave_no_pages_of_the_file_behind() {
         "{left} bytes of the file are still in memory"
     );
 }
+
+#[test]
+fn storage_decides_what_a_packed_matrix_takes() {
+    let weight = tensor(&[64, 96], 1);
+    let x = tensor(&[5, 96], 2);
+    for (dtype, storage, bytes_each) in [
+        (DType::F32, WeightStorage::AsStored, 4),
+        (DType::F16, WeightStorage::AsStored, 2),
+        (DType::BF16, WeightStorage::AsStored, 2),
+        (DType::F32, WeightStorage::F16, 2),
+        (DType::BF16, WeightStorage::F32, 4),
+        (DType::F16, WeightStorage::Bf16, 2),
+    ] {
+        let weight = weight.to_dtype(dtype).unwrap();
+        let tensors = map([("fc.weight", weight.clone())]).into_iter().collect();
+        let source = WeightSource::from_tensors(tensors).with_policy(WeightPolicy {
+            storage,
+            ..WeightPolicy::default()
+        });
+        let linear = source.linear("fc", 96, 64, Bias::No).unwrap();
+        assert_eq!(
+            linear.bytes(),
+            64 * 96 * bytes_each,
+            "{dtype:?} {storage:?}"
+        );
+        let stored = weight.to_dtype(DType::F32).unwrap();
+        let expected = values(&x.matmul(&stored.t().unwrap()).unwrap());
+        let found = values(&linear.forward(&x).unwrap());
+        let close = |(a, b): (&f32, &f32)| (a - b).abs() < 0.15;
+        assert!(
+            found.iter().zip(&expected).all(close),
+            "{dtype:?} {storage:?}"
+        );
+    }
+}
