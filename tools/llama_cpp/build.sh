@@ -16,7 +16,7 @@ mkdir -p "$1"
 cd "$1"
 
 if ! [ -f "$archive" ]; then
-    python3 -m pip download --quiet --no-deps --no-build-isolation --no-binary="$package" "$package==$version" -d .
+    python3 -m pip download --quiet --no-deps --no-binary="$package" "$package==$version" -d .
 fi
 found=$(sha256sum "$archive" | cut -d' ' -f1)
 if [ "$found" != "$sha256" ]; then
