@@ -33,7 +33,10 @@ fn main() -> Result<(), Box<dyn Error>> {
         .ok_or_else(|| format!("unknown type {name}"))?;
     let row_len: usize = row_len.parse()?;
     let values = floats(values)?;
-    if row_len == 0 || row_len % quant_type.block_len() != 0 || values.len() % row_len != 0 {
+    if row_len == 0
+        || !row_len.is_multiple_of(quant_type.block_len())
+        || values.len() % row_len != 0
+    {
         return Err(format!(
             "{} values are not rows of {row_len} in whole blocks",
             values.len()

@@ -1,7 +1,7 @@
 //! PEFT adapter folders: `adapter_config.json`, `adapter_model.safetensors` (or `.bin`), and what was trained besides.
 
 use std::collections::{BTreeSet, HashMap};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use indexmap::IndexMap;
 use mgm_nn::{LoraConfig, WeightSource};
@@ -188,9 +188,9 @@ struct Modules {
 
 impl Modules {
     /// Takes the names apart and checks that every one is an adapter half of a layer that `base` has, or replaces a whole tensor of it.
-    fn of(adapter: &WeightSource, base: &WeightSource, file: &PathBuf) -> Result<Self> {
+    fn of(adapter: &WeightSource, base: &WeightSource, file: &Path) -> Result<Self> {
         let wrong = |message: String| Error::Adapter {
-            file: file.clone(),
+            file: file.to_path_buf(),
             message,
         };
         let mut names = BTreeSet::new();

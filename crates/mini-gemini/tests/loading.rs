@@ -1,5 +1,7 @@
 //! Where a model's parts may lie: every layout of the official files gives the same model, and what is missing or wrong is told in one line.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use std::collections::HashMap;

@@ -64,7 +64,7 @@ fn pickle(tensors: &[(&str, &Tensor)]) -> Vec<u8> {
         // End of the storage's tuple, persistent id, offset.
         out.extend(b"tQ");
         integer(&mut out, 0);
-        for sizes in [tensor.dims(), &tensor.stride()[..]] {
+        for sizes in [tensor.dims(), tensor.stride()] {
             out.push(b'(');
             sizes.iter().for_each(|&size| integer(&mut out, size));
             out.push(b't');
