@@ -273,6 +273,38 @@ fn keys_and_tensors_are_those_of_llama_cpp() {
     );
 }
 
+/// Whoever adds a key describes it.
+#[test]
+fn every_key_and_prefix_is_documented() {
+    let guide = include_str!("../../../docs/formats.md");
+    for family in FAMILIES {
+        let folder = Folder::new(&format!("guide-{family}"));
+        let report = write(&checkpoint(family), &folder, Scheme::F16);
+        for path in [report.language.path, report.vision.unwrap().path] {
+            let source = WeightSource::from_gguf(&path).unwrap();
+            let metadata = source.gguf_metadata().unwrap();
+            let arch = format!("{}.", metadata.architecture().unwrap());
+            for (key, _) in metadata.iter() {
+                let documented = match key.strip_prefix(&arch) {
+                    Some(rest) if arch.starts_with("mini_gemini_mmproj") => format!("`P.{rest}`"),
+                    Some(rest) => format!("`ARCH.{rest}`"),
+                    None => format!("`{key}`"),
+                };
+                assert!(guide.contains(&documented), "{key}: {documented}");
+            }
+            if metadata.architecture() == Some("mini_gemini_mmproj") {
+                for name in source.names() {
+                    let prefixes = ["low_res.", "high_res.", "mining.", "projector."];
+                    assert!(
+                        prefixes.iter().any(|prefix| name.starts_with(prefix)),
+                        "{name}"
+                    );
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn adapters_are_merged() {
     let folder = Folder::new("lora");
@@ -393,8 +425,57 @@ fn files_that_do_not_fit_are_refused() {
     let message = refused(&language, Some(&language));
     assert!(message.contains("expected mini_gemini_mmproj"), "{message}");
 
-    // Damage is told, never a panic: cut everywhere in the header, and bits flipped.
+    // What another writer may say and this program does not compute: bytes of the value behind a key (type and length between).
     let bytes = std::fs::read(&vision).unwrap();
+    let altered = folder.0.join("mmproj-altered.gguf");
+    for (key, behind, value, expected) in [
+        (
+            "low_res.tower",
+            12,
+            b"blip",
+            "expected clip or dinov2, found blip",
+        ),
+        (
+            "high_res.tower",
+            12,
+            b"CONV",
+            "expected convnext or efficientnet_lite, found CONVnext",
+        ),
+        (
+            "low_res.select_feature",
+            12,
+            b"Patc",
+            "expected patch, found Patch",
+        ),
+        (
+            "image.aspect_ratio",
+            11,
+            b"\0any",
+            "image.aspect_ratio: expected pad or square",
+        ),
+        ("image.mean", 16, b"\0\0\0\0", "expected CLIP's [0.4814"),
+        ("image.std", 16, b"\0\0\x80\x3f", "found [1.0, 0.26"),
+        (
+            "mmproj.version",
+            4,
+            b"\x02\0\0\0",
+            "expected at most 1, found 2",
+        ),
+    ] {
+        let mut bytes = bytes.clone();
+        let key = key.as_bytes();
+        let at = bytes.windows(key.len()).position(|window| window == key);
+        let start = at.unwrap() + key.len() + behind;
+        bytes[start..start + 4].copy_from_slice(value);
+        std::fs::write(&altered, &bytes).unwrap();
+        let message = refused(&llama3.language.path, Some(&altered));
+        assert!(
+            message.contains("mmproj-altered.gguf") && message.contains(expected),
+            "{message}"
+        );
+    }
+
+    // Damage is told, never a panic: cut everywhere in the header, and bits flipped.
     let damaged = folder.0.join("mmproj-damaged.gguf");
     for length in (0..6000).step_by(61) {
         std::fs::write(&damaged, &bytes[..length]).unwrap();

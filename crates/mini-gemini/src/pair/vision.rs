@@ -59,10 +59,12 @@ pub(super) fn metadata(
     put("projector_type", config.mm_projector_type.as_str().into());
     put("image.grid", number(config.grid())?);
     put("image.global", config.image_global.unwrap_or(false).into());
-    put(
-        "image.aspect_ratio",
-        config.image_aspect_ratio.as_deref().unwrap_or("pad").into(),
-    );
+    // As it is run: anything but `square` is padded.
+    let aspect_ratio = match config.image_aspect_ratio.as_deref() {
+        Some("square") => "square",
+        _ => "pad",
+    };
+    put("image.aspect_ratio", aspect_ratio.into());
     let statistics = |values: [f32; 3]| GgufValueOut::F32s(values.to_vec());
     put("image.mean", statistics(mgm_image::CLIP_MEAN));
     put("image.std", statistics(mgm_image::CLIP_STD));
@@ -154,6 +156,36 @@ pub(super) fn add_config_keys(
     let number = |key: &str| metadata.unsigned(&full(key));
     let required =
         |key: &str| text(key).ok_or_else(|| bad(key, "expected text, found none".into()));
+    // What a later version, or another writer, may say that this program does not compute.
+    let one_of = |key: &str, known: &[&str]| match text(key) {
+        Some(found) if !known.contains(&found) => Err(bad(
+            key,
+            format!("expected {}, found {found}", known.join(" or ")),
+        )),
+        _ => Ok(()),
+    };
+    required("low_res.tower")?;
+    one_of("low_res.tower", &LOW_RES_KINDS.map(|kind| kind.0))?;
+    one_of("low_res.select_feature", &["patch"])?;
+    one_of("high_res.tower", &HIGH_RES_KINDS.map(|kind| kind.0))?;
+    one_of("image.aspect_ratio", &["pad", "square"])?;
+    for (key, expected) in [
+        ("image.mean", mgm_image::CLIP_MEAN),
+        ("image.std", mgm_image::CLIP_STD),
+    ] {
+        let found = metadata.floats(&full(key)).unwrap_or_default();
+        let equal = found.len() == expected.len()
+            && found
+                .iter()
+                .zip(expected)
+                .all(|(a, b)| (a - b).abs() < 1e-4);
+        if metadata.get(&full(key)).is_some() && !equal {
+            return Err(bad(
+                key,
+                format!("expected CLIP's {expected:?}, found {found:?}"),
+            ));
+        }
+    }
     let width = number("projection_dim");
     let expected = keys.get("hidden_size").and_then(Value::as_u64);
     if width != expected {
