@@ -8,7 +8,7 @@ use mgm_nn::WeightSource;
 use crate::config::ModelConfig;
 use crate::decoder::DecoderConfig;
 
-/// A tensor the model needs that is missing or has another shape.
+/// A tensor the model needs that is missing, has another shape, or holds no numbers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TensorProblem {
     /// There is no tensor of this name.
@@ -27,6 +27,15 @@ pub enum TensorProblem {
         /// The shape found.
         found: Vec<usize>,
     },
+    /// Its elements are of a type that does not become floating-point numbers.
+    Type {
+        /// The file it lies in.
+        file: String,
+        /// Full name.
+        name: String,
+        /// The type found.
+        found: String,
+    },
 }
 
 impl fmt::Display for TensorProblem {
@@ -42,6 +51,10 @@ impl fmt::Display for TensorProblem {
                 f,
                 "{file}: tensor {name} has shape {found:?}, expected {expected:?}"
             ),
+            Self::Type { file, name, found } => write!(
+                f,
+                "{file}: tensor {name} has type {found}, expected F32, F16, BF16, F64 or a GGML block type this program reads"
+            ),
         }
     }
 }
@@ -53,12 +66,12 @@ pub(crate) fn summary(problems: &[TensorProblem], files: &[String]) -> String {
         .iter()
         .filter_map(|problem| match problem {
             TensorProblem::Missing { name } => Some(name.as_str()),
-            TensorProblem::Shape { .. } => None,
+            TensorProblem::Shape { .. } | TensorProblem::Type { .. } => None,
         })
         .collect();
-    let shapes: Vec<String> = problems
+    let wrong: Vec<String> = problems
         .iter()
-        .filter(|problem| matches!(problem, TensorProblem::Shape { .. }))
+        .filter(|problem| !matches!(problem, TensorProblem::Missing { .. }))
         .map(ToString::to_string)
         .collect();
     let rest = |count: usize| match count.saturating_sub(SHOWN) {
@@ -87,9 +100,9 @@ pub(crate) fn summary(problems: &[TensorProblem], files: &[String]) -> String {
             rest(missing.len()),
         ));
     }
-    if !shapes.is_empty() {
-        let first = &shapes[..shapes.len().min(SHOWN)];
-        parts.push(format!("{}{}", first.join("; "), rest(shapes.len())));
+    if !wrong.is_empty() {
+        let first = &wrong[..wrong.len().min(SHOWN)];
+        parts.push(format!("{}{}", first.join("; "), rest(wrong.len())));
     }
     parts.join("; ")
 }
@@ -128,6 +141,12 @@ impl Check<'_> {
                 name,
                 expected: expected.to_vec(),
                 found: info.shape,
+            });
+        } else if !info.element_type.is_float() {
+            self.problems.push(TensorProblem::Type {
+                file: info.file,
+                name,
+                found: info.element_type.name().to_string(),
             });
         }
     }

@@ -34,36 +34,9 @@ impl MemoryEstimate {
             ..Self::default()
         };
         for name in weights.names() {
-            let Some(info) = weights.info(&name) else {
-                continue;
-            };
-            let is_embedding = name == "model.embed_tokens.weight";
-            let unused = name.ends_with("rotary_emb.inv_freq")
-                || name.contains(".post_layernorm.")
-                || (decoder.tied_head && name == "lm_head.weight");
-            if unused {
-                continue;
-            }
-            let elements = info.shape.iter().product::<usize>() as u64;
-            let quantised = matches!(info.element_type, ElementType::Quantised(_));
-            if is_embedding {
-                estimate.mapped += info.bytes;
-                // A tied head multiplies with the table: quantised blocks in place, anything else packed.
-                if !decoder.tied_head || (quantised && precision == Precision::Auto) {
-                    continue;
-                }
-            }
-            if quantised && precision == Precision::Auto && info.shape.len() == 2 {
-                estimate.mapped += info.bytes;
-                continue;
-            }
-            let bytes = match (precision, &info.element_type, info.shape.len()) {
-                // Vectors are small and kept as f32.
-                (_, _, 0 | 1) | (Precision::F32, ..) => 4,
-                (Precision::Bf16, ..) | (Precision::Auto, ElementType::Bf16, _) => 2,
-                (Precision::Auto, ..) => 4,
-            };
-            estimate.packed += bytes * elements;
+            let need = Need::of(&name, weights, decoder, precision);
+            estimate.packed += need.packed;
+            estimate.mapped += need.mapped;
         }
         estimate
     }
@@ -76,6 +49,117 @@ impl MemoryEstimate {
     /// All weights and the keys and values of `positions`, in bytes.
     pub fn total(&self, positions: usize) -> u64 {
         self.resident(positions) + self.mapped
+    }
+}
+
+/// What one tensor takes, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Need {
+    packed: u64,
+    mapped: u64,
+}
+
+impl Need {
+    fn of(
+        name: &str,
+        weights: &WeightSource,
+        decoder: &DecoderConfig,
+        precision: Precision,
+    ) -> Self {
+        let unused = name.ends_with("rotary_emb.inv_freq")
+            || name.contains(".post_layernorm.")
+            || (decoder.tied_head && name == "lm_head.weight");
+        let Some(info) = weights.info(name).filter(|_| !unused) else {
+            return Self::default();
+        };
+        let quantised = matches!(info.element_type, ElementType::Quantised(_));
+        let in_place = quantised && precision == Precision::Auto && info.shape.len() == 2;
+        let is_embedding = name == "model.embed_tokens.weight";
+        // A tied head multiplies with the table: quantised blocks in place, anything else packed.
+        if in_place || (is_embedding && !decoder.tied_head) {
+            return Self {
+                packed: 0,
+                mapped: info.bytes,
+            };
+        }
+        let bytes = match (precision, &info.element_type, info.shape.len()) {
+            // Vectors are small and kept as f32.
+            (_, _, 0 | 1) | (Precision::F32, ..) => 4,
+            (Precision::Bf16, ..) => 2,
+            (Precision::Auto, ElementType::Bf16 | ElementType::F16, _) => 2,
+            (Precision::Auto, ..) => 4,
+        };
+        Self {
+            packed: bytes * info.shape.iter().map(|&axis| axis as u64).product::<u64>(),
+            mapped: if is_embedding { info.bytes } else { 0 },
+        }
+    }
+}
+
+/// Memory kept free for what a forward pass needs for a moment: activations, maps of a picture, packed panels.
+pub(crate) const WORKING_BYTES: u64 = 1 << 29;
+
+/// Which matrices are packed into memory. The others stay in their files, are packed panel by panel in every product, and cost no memory
+/// that the system cannot take back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Placement {
+    /// Decoder layers that are packed, from the first on.
+    pub(crate) packed_layers: usize,
+    /// Whether everything besides the decoder's layers is: head, towers, miner, projector.
+    pub(crate) rest_packed: bool,
+}
+
+impl Placement {
+    /// Everything is packed.
+    pub(crate) const ALL: Self = Self {
+        packed_layers: usize::MAX,
+        rest_packed: true,
+    };
+
+    /// As much as `bytes` allow beside the keys and values of `positions`, in stored types: first what every token passes besides the
+    /// layers, then layer after layer.
+    pub(crate) fn within(
+        bytes: u64,
+        weights: &WeightSource,
+        decoder: &DecoderConfig,
+        positions: usize,
+    ) -> Self {
+        let precision = Precision::Auto;
+        let estimate = MemoryEstimate::new(weights, decoder, precision);
+        let layers: Vec<u64> = (0..decoder.layers)
+            .map(|layer| {
+                let names = weights.pp("model.layers").pp(layer).names();
+                let needs = names
+                    .iter()
+                    .map(|name| Need::of(name, weights, decoder, precision).packed);
+                needs.sum()
+            })
+            .collect();
+        let rest = estimate.packed.saturating_sub(layers.iter().sum());
+        let keys_and_values = estimate.per_position * positions as u64;
+        let Some(mut left) = bytes.checked_sub(keys_and_values + rest) else {
+            return Self {
+                packed_layers: 0,
+                rest_packed: false,
+            };
+        };
+        let packed_layers = layers
+            .iter()
+            .take_while(|&&layer| match left.checked_sub(layer) {
+                Some(less) => {
+                    left = less;
+                    true
+                }
+                None => false,
+            })
+            .count();
+        if packed_layers == layers.len() {
+            return Self::ALL;
+        }
+        Self {
+            packed_layers,
+            rest_packed: true,
+        }
     }
 }
 
@@ -155,6 +239,10 @@ pub(crate) fn readable(bytes: u64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
+
+    use candle_core::{DType, Device, Tensor};
+
     use super::*;
 
     #[test]
@@ -168,6 +256,66 @@ mod tests {
         let text = "MemTotal: 10 kB\nMemAvailable:    7 kB\n";
         assert_eq!(field(text, "MemAvailable:"), Some(7));
         assert_eq!(field("file_mapped 3\nfile 5\n", "file"), Some(5));
+    }
+
+    /// Two layers of one 2 × 4 matrix and one norm each beside a head of 8 × 4, in bf16.
+    #[test]
+    fn layers_are_packed_while_there_is_room() {
+        let zeros = |shape: &[usize]| Tensor::zeros(shape, DType::BF16, &Device::Cpu).unwrap();
+        let mut tensors = HashMap::from([
+            ("model.embed_tokens.weight".to_string(), zeros(&[8, 4])),
+            ("lm_head.weight".to_string(), zeros(&[8, 4])),
+        ]);
+        for layer in 0..2 {
+            let name = |part: &str| format!("model.layers.{layer}.{part}.weight");
+            tensors.insert(name("mlp.up_proj"), zeros(&[2, 4]));
+            tensors.insert(name("input_layernorm"), zeros(&[4]));
+        }
+        let weights = WeightSource::from_tensors(tensors);
+        let decoder = DecoderConfig {
+            hidden_size: 4,
+            intermediate_size: 2,
+            layers: 2,
+            heads: 1,
+            kv_heads: 1,
+            head_dim: 4,
+            vocab_size: 8,
+            norm_eps: 1e-5,
+            norm_offset: 0.0,
+            activation: crate::decoder::Activation::Silu,
+            rope_theta: 1e4,
+            embedding_scale: None,
+            experts: None,
+            tied_head: false,
+        };
+        let estimate = MemoryEstimate::new(&weights, &decoder, Precision::Auto);
+        let (head, layer, position) = (64, 2 * 8 + 4 * 4, 2 * 4 * 2 * 4);
+        assert_eq!(
+            (estimate.packed, estimate.mapped, estimate.per_position),
+            (head + 2 * layer, 64, position)
+        );
+        let f32 = MemoryEstimate::new(&weights, &decoder, Precision::F32);
+        assert_eq!(f32.packed, 2 * head + 2 * (2 * layer - 16));
+        for (bytes, packed_layers, rest_packed) in [
+            (0, 0, false),
+            (3 * position + head - 1, 0, false),
+            (3 * position + head, 0, true),
+            (3 * position + head + layer, 1, true),
+            (3 * position + head + 2 * layer - 1, 1, true),
+        ] {
+            let expected = Placement {
+                packed_layers,
+                rest_packed,
+            };
+            let found = Placement::within(bytes, &weights, &decoder, 3);
+            assert_eq!(found, expected, "{bytes}");
+        }
+        let all = 3 * position + head + 2 * layer;
+        assert_eq!(estimate.resident(3), all);
+        assert_eq!(
+            Placement::within(all, &weights, &decoder, 3),
+            Placement::ALL
+        );
     }
 
     #[cfg(target_os = "linux")]

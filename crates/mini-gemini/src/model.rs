@@ -11,7 +11,7 @@ use crate::checkpoint::Checkpoint;
 use crate::config::{Family, GemmaNumerics, ModelConfig};
 use crate::decoder::Decoder;
 use crate::error::{Error, Result};
-use crate::memory::{available_memory, readable};
+use crate::memory::{Placement, WORKING_BYTES, available_memory, readable};
 use crate::session::Session;
 use crate::source::ModelSource;
 use crate::vision::{TowerFeatures, Vision};
@@ -19,7 +19,7 @@ use crate::vision::{TowerFeatures, Vision};
 /// In what precision frozen weights are held. Activations are f32 on a CPU.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Precision {
-    /// As stored: quantised blocks and bf16 stay what they are, f16 becomes f32.
+    /// As stored: quantised blocks, bf16 and f16 stay what they are. What does not fit into memory stays in its files.
     #[default]
     Auto,
     /// f32; quantised weights are expanded.
@@ -45,6 +45,8 @@ pub struct LoadOptions {
     pub mmproj: Option<PathBuf>,
     /// Gemma's numerics, in place of the configuration's.
     pub gemma_numerics: Option<GemmaNumerics>,
+    /// Bytes of memory the model may take, in place of what [`available_memory`] finds.
+    pub available_memory: Option<u64>,
 }
 
 /// What is told while a model is loaded.
@@ -114,16 +116,22 @@ impl MiniGemini {
             Precision::Bf16 => WeightStorage::Bf16,
             Precision::Auto => WeightStorage::AsStored,
         };
-        if let Some(warning) = memory_warning(&checkpoint, options.precision)? {
+        let (placement, warning) = fit(&checkpoint, options)?;
+        if let Some(warning) = warning {
             on_event(LoadEvent::Note(&warning));
         }
+        let storage = if placement.rest_packed {
+            storage
+        } else {
+            WeightStorage::Mapped
+        };
         let policy = WeightPolicy {
             device: Device::Cpu,
             storage,
             trainable: Vec::new(),
             lora: None,
         };
-        Self::from_opened(checkpoint, options, policy, on_event)
+        Self::from_opened(checkpoint, options, policy, placement, on_event)
     }
 
     /// Loads a model under a weight policy: what is trainable, where low-rank adapters go, in what precision frozen weights are held.
@@ -169,13 +177,14 @@ impl MiniGemini {
         options: &LoadOptions,
         policy: WeightPolicy,
     ) -> Result<Self> {
-        Self::from_opened(checkpoint, options, policy, &mut |_| ())
+        Self::from_opened(checkpoint, options, policy, Placement::ALL, &mut |_| ())
     }
 
     fn from_opened(
         checkpoint: Checkpoint,
         options: &LoadOptions,
         mut policy: WeightPolicy,
+        placement: Placement,
         on_event: &mut dyn FnMut(LoadEvent),
     ) -> Result<Self> {
         checkpoint.require_tensors()?;
@@ -194,9 +203,11 @@ impl MiniGemini {
         let template = choose_template(options, &config, &name, &config_file)?;
         let decoder_config = config.decoder(&config_file)?;
         let total = decoder_config.layers;
-        let decoder = Decoder::load_with_progress(decoder_config, &weights, &mut |done| {
-            on_event(LoadEvent::Layer { done, total });
-        })?;
+        let packed_layers = placement.packed_layers;
+        let decoder =
+            Decoder::load_with_progress(decoder_config, &weights, packed_layers, &mut |done| {
+                on_event(LoadEvent::Layer { done, total });
+            })?;
         on_event(LoadEvent::Vision);
         let vision = Vision::load(&config, &weights)?;
         let mut stop_ids: Vec<u32> = template
@@ -350,22 +361,46 @@ impl MiniGemini {
     }
 }
 
-/// One line about a model that will not fit the memory there is.
-fn memory_warning(checkpoint: &Checkpoint, precision: Precision) -> Result<Option<String>> {
-    let Some(available) = available_memory() else {
-        return Ok(None);
+/// What of the model is packed into the memory there is, and one line for the user when not all of it fits.
+fn fit(checkpoint: &Checkpoint, options: &LoadOptions) -> Result<(Placement, Option<String>)> {
+    let Some(available) = options.available_memory.or_else(available_memory) else {
+        return Ok((Placement::ALL, None));
     };
-    let total = checkpoint
-        .memory(precision)?
-        .total(checkpoint.config.context_limit());
-    Ok((total > available).then(|| {
-        format!(
-            "warning: {} needs {} of memory and {} are free: it will be slow",
-            checkpoint.name,
-            readable(total),
-            readable(available)
-        )
-    }))
+    let positions = checkpoint.config.context_limit();
+    let total = checkpoint.memory(options.precision)?.total(positions) + WORKING_BYTES;
+    if total <= available {
+        return Ok((Placement::ALL, None));
+    }
+    let placement = match options.precision {
+        Precision::Auto => {
+            let decoder = checkpoint.config.decoder(&checkpoint.config_file)?;
+            let bytes = available.saturating_sub(WORKING_BYTES);
+            Placement::within(bytes, &checkpoint.weights, &decoder, positions)
+        }
+        // Weights that are to be converted cannot stay as they are.
+        Precision::F32 | Precision::Bf16 => Placement::ALL,
+    };
+    let layers = checkpoint.config.num_hidden_layers;
+    let consequence = match (options.precision, placement) {
+        (Precision::F32 | Precision::Bf16, _) => {
+            "it may fail; kept as stored (dtype auto), what does not fit would stay in its files"
+                .to_string()
+        }
+        (_, Placement::ALL) => {
+            "its files are read again while it answers, which is slow".to_string()
+        }
+        (_, placement) => format!(
+            "{} of its {layers} layers stay in their files and are read again for every token, which is slow",
+            layers.saturating_sub(placement.packed_layers)
+        ),
+    };
+    let warning = format!(
+        "warning: {} needs {} of memory and {} are free: {consequence}",
+        checkpoint.name,
+        readable(total),
+        readable(available)
+    );
+    Ok((placement, Some(warning)))
 }
 
 /// Keeps low-rank adapters inside the decoder, as the official code does: a CLIP tower has layers of the same names (spec: training §11).

@@ -38,6 +38,22 @@ impl FeedForward {
     }
 }
 
+impl FeedForward {
+    /// Experts that are loaded, and all of them.
+    pub(super) fn experts_loaded(&self) -> (usize, usize) {
+        match self {
+            Self::Gated(_) => (0, 0),
+            Self::Experts(experts) => {
+                let loaded = experts
+                    .experts
+                    .iter()
+                    .filter(|expert| expert.loaded.get().is_some());
+                (loaded.count(), experts.experts.len())
+            }
+        }
+    }
+}
+
 /// `down(activation(gate(x)) · up(x))`.
 pub(super) struct GatedMlp {
     gate: Linear,

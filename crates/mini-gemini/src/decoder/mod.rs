@@ -9,7 +9,7 @@ mod mlp;
 
 use candle_core::{Device, Tensor};
 use mgm_nn::ops::{self, RopeTable};
-use mgm_nn::{Bias, Embedding, Linear, WeightSource};
+use mgm_nn::{Bias, Embedding, Linear, WeightPolicy, WeightSource, WeightStorage};
 
 use crate::error::{Error, Result};
 use attention::Attention;
@@ -104,24 +104,35 @@ impl Decoder {
     /// # Errors
     /// When a tensor is missing or has another shape than `config` says.
     pub fn load(config: DecoderConfig, weights: &WeightSource) -> Result<Self> {
-        Self::load_with_progress(config, weights, &mut |_| ())
+        Self::load_with_progress(config, weights, usize::MAX, &mut |_| ())
     }
 
-    /// [`Self::load`], telling `on_layer` after each layer how many are loaded.
+    /// [`Self::load`], telling `on_layer` after each layer how many are loaded. Only the first `packed_layers` layers are packed into
+    /// memory; the others leave their matrices in their files ([`WeightStorage::Mapped`]) and are frozen.
     ///
     /// # Errors
     /// As [`Self::load`].
     pub fn load_with_progress(
         config: DecoderConfig,
         weights: &WeightSource,
+        packed_layers: usize,
         on_layer: &mut dyn FnMut(usize),
     ) -> Result<Self> {
+        let in_files = weights.clone().with_policy(WeightPolicy {
+            storage: WeightStorage::Mapped,
+            trainable: Vec::new(),
+            ..weights.policy().clone()
+        });
         let model = weights.pp("model");
         let embedding = model.embedding("embed_tokens", config.vocab_size, config.hidden_size)?;
-        let layer_source = model.pp("layers");
         let mut layers = Vec::new();
         for index in 0..config.layers {
-            let source = layer_source.pp(index);
+            let holder = if index < packed_layers {
+                weights
+            } else {
+                &in_files
+            };
+            let source = holder.pp("model.layers").pp(index);
             layers.push(Layer {
                 input_norm: source.tensor("input_layernorm.weight", [config.hidden_size])?,
                 attention: Attention::load(&config, &source.pp("self_attn"))?,
@@ -153,6 +164,14 @@ impl Decoder {
     /// Hyper-parameters.
     pub fn config(&self) -> &DecoderConfig {
         &self.config
+    }
+
+    /// Experts of all layers that are loaded, and how many there are: each is loaded when a token first needs it.
+    pub fn experts_loaded(&self) -> (usize, usize) {
+        self.layers.iter().fold((0, 0), |(loaded, all), layer| {
+            let (more, total) = layer.feed_forward.experts_loaded();
+            (loaded + more, all + total)
+        })
     }
 
     /// Device of the weights.
