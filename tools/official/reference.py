@@ -1,18 +1,21 @@
-"""Logits of a checkpoint of make_checkpoint.py as transformers, timm and the plain formula of mining give them, in f32.
+"""What transformers, timm and the plain formula of mining make of a checkpoint of make_checkpoint.py, in f32.
 
-    python reference.py MODEL OUT.safetensors [--adapter DIR] [--features FILE]
+    python reference.py MODEL OUT.safetensors [--pair FILE.gguf] [--adapter DIR] [--features FILE]
 
-Reads the sharded safetensors form. OUT holds what goes in and what has to come out:
+Reads the sharded safetensors form; with --pair the tensors of a GGUF pair of it instead, decoded by the gguf library. OUT holds
+what goes in and what has to come out:
 
-    high_res [3,S,S], low_res [views,3,336,336]   a made picture, normalised, and the views derived from it
-    text.ids, image.ids                           prompts; -200 stands for the picture
-    tokens [576 or 2880, hidden]                  visual tokens
-    text.logits, image.logits [rows, vocab]       all rows of the text prompt, the last rows of the other
-    erf.text.logits                               Gemma with the numerics of transformers 4.38
-    adapter.text.logits, adapter.tokens           with the PEFT folder, applied by the peft library
+    high_res [2,3,S,S], low_res [2,views,3,336,336]   two made pictures, normalised, and the views derived from them
+    text.ids, image.ids, pair.ids                     prompts with no, one and two pictures; -200 stands for one
+    tokens [2*576 or 2*2880, hidden]                  visual tokens of both
+    text.logits, image.logits, pair.logits            [rows, vocab]: all rows of the text prompt, the last rows of the others
+    bf16.*                                            all this with weights and activations in bf16: the yardstick of its rounding
+    erf.text.logits                                   Gemma with the numerics of transformers 4.38
+    adapter.text.logits, adapter.tokens               with the PEFT folder, applied by the peft library
+    merged.text.logits                                the same, the sum rounded to bf16
 
 --features keeps what comes before the projector, which is the same for all families (same seed, same towers).
-Needs: torch, transformers >= 5, timm, accelerate, peft, safetensors.
+Needs: torch, transformers >= 5, timm, accelerate, peft, safetensors, gguf.
 """
 
 import argparse
@@ -36,10 +39,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "fixtures"))
 from model_common import image_values, make_images, mine, projector  # noqa: E402
 
 from families import AUX, CLIP, CLIP_LAYERS, CLIP_MLP, CLIP_WIDTH, CONVNEXT_DEPTHS, CONVNEXT_DIMS, LOW_RES, PATCH  # noqa: E402
+from gguf_pair import Pair  # noqa: E402
 from tensor_files import Checkpoint  # noqa: E402
 
 IMAGE = -200
 IMAGE_ROWS = 16
+PICTURES = 2
+BF16 = torch.bfloat16
 
 
 def assign(module, state):
@@ -84,30 +90,46 @@ def convnext_trunk(checkpoint):
     })
 
 
+def bilinear(maps, **size):
+    """Resized in f32 and rounded back, as in the official code."""
+    return F.interpolate(maps.float(), **size, mode="bilinear", align_corners=False).to(maps.dtype)
+
+
 def high_res_map(trunk, picture):
     x, stages = trunk.stem(picture), []
     for stage in trunk.stages:
         x = stage(x)
         stages.append(x)
     size = stages[0].shape[-2:]
-    return torch.cat(
-        [stages[0], *(F.interpolate(s, size=size, mode="bilinear", align_corners=False) for s in stages[1:])], 1)
+    return torch.cat([stages[0], *(bilinear(s, size=size) for s in stages[1:])], 1)
 
 
-def picture_features(checkpoint, high_res, views):
-    """What the projector gets: [576, 1024], or [2880, 1024] with the overview first."""
-    low = clip_tower(checkpoint)(views, output_hidden_states=True).hidden_states[-2][:, 1:]
-    cells = high_res_map(convnext_trunk(checkpoint), high_res[None])
-    w = {n: checkpoint.get(n).float() for n in checkpoint.names() if n.startswith("model.vlm_uni_")}
+def picture_features(clip, trunk, w, high_res, views):
+    """What the projector gets of one picture: [576, 1024], or [2880, 1024] with the overview first."""
+    low = clip(views, output_hidden_states=True).hidden_states[-2][:, 1:]
+    cells = high_res_map(trunk, high_res[None])
     if len(views) == 1:
         return (low + mine(w, low, cells))[0]
-    overview = F.interpolate(cells, scale_factor=0.5, mode="bilinear", align_corners=False)
+    overview = bilinear(cells, scale_factor=0.5)
     channels, half = cells.shape[1], cells.shape[2] // 2
     crops = cells.reshape(channels, 2, half, 2, half).permute(1, 3, 0, 2, 4).flatten(0, 1)
     parts = [low[4:] + mine(w, low[4:], overview)]
     # One view at a time: keys and values of all would not fit everywhere.
     parts += [low[i : i + 1] + mine(w, low[i : i + 1], crops[i : i + 1]) for i in range(4)]
     return torch.cat(parts, 1)[0]
+
+
+def all_features(checkpoint, high_res, low_res):
+    """Of all pictures, [pictures, tokens, 1024], in f32 and in bf16."""
+    clip, trunk = clip_tower(checkpoint), convnext_trunk(checkpoint)
+    w = {n: checkpoint.get(n).float() for n in checkpoint.names() if n.startswith("model.vlm_uni_")}
+    out = {}
+    for name, dtype in (("features", torch.float32), ("bf16.features", BF16)):
+        clip, trunk = clip.to(dtype), trunk.to(dtype)
+        cast = {n: value.to(dtype) for n, value in w.items()}
+        pairs = zip(high_res.to(dtype), low_res.to(dtype))
+        out[name] = torch.stack([picture_features(clip, trunk, cast, *pair) for pair in pairs])
+    return out
 
 
 # --------------------------------------------------------------------------------------------- language
@@ -139,7 +161,8 @@ def decoder(config, checkpoint):
         if n.startswith(("model.embed_tokens", "model.layers.", "model.norm", "lm_head")) and ".experts." not in n
     }
     if config["tie_word_embeddings"]:
-        assert torch.equal(state["lm_head.weight"], state["model.embed_tokens.weight"])
+        stored = state.pop("lm_head.weight", None)
+        assert stored is None or torch.equal(stored, state["model.embed_tokens.weight"])
         state["lm_head.weight"] = state["model.embed_tokens.weight"]
     if experts:
         # Today's class keeps the experts of a layer in two tensors.
@@ -154,21 +177,40 @@ def decoder(config, checkpoint):
                 gate_up[e, inter:] = checkpoint.get(f"{old}experts.{e}.w3.weight")
                 down[e] = checkpoint.get(f"{old}experts.{e}.w2.weight")
             state[new + "experts.gate_up_proj"], state[new + "experts.down_proj"] = gate_up, down
-    return assign(model, state)
+    assign(model, state)
+    if config["tie_word_embeddings"]:
+        # One parameter again, so that a cast does not make it two.
+        model.lm_head.weight = model.model.embed_tokens.weight
+    return model
 
 
 def embed(model, config, ids, tokens=None):
     """Embeddings of a prompt; Gemma scales text and visual tokens alike (by the embedding layer's own factor)."""
-    table = model.model.embed_tokens.weight
+    table, images = model.model.embed_tokens.weight, iter(() if tokens is None else tokens)
     scale = config["hidden_size"] ** 0.5 if "Gemma" in config["architectures"][0] else 1.0
-    parts = [tokens if i == IMAGE else table[i][None] for i in ids.tolist()]
+    parts = [next(images) if i == IMAGE else table[i][None] for i in ids.tolist()]
     return (torch.cat(parts) * scale)[None]
 
 
 def logits(model, config, ids, tokens=None, rows=None):
     """Of the last `rows` rows."""
     hidden = model.model(inputs_embeds=embed(model, config, ids, tokens), use_cache=False).last_hidden_state[0]
-    return model.lm_head(hidden[-rows:] if rows else hidden)
+    return model.lm_head(hidden[-rows:] if rows else hidden).float()
+
+
+def set_parameters(model, dtype):
+    """The parameters alone: the rotary frequencies stay f32, as they do when a model is loaded in bf16."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+
+
+def results(model, config, ids, w, features):
+    """Visual tokens and logits of all prompts in the dtype of `w` and `features`, which has to be the model's."""
+    tokens = projector(w, features)
+    out = {"tokens": tokens.flatten(0, 1).float(), "text.logits": logits(model, config, ids["text"])}
+    for name in ("image", "pair"):
+        out[name + ".logits"] = logits(model, config, ids[name], tokens, IMAGE_ROWS)
+    return out
 
 
 def prompts(config, seed=3):
@@ -179,7 +221,11 @@ def prompts(config, seed=3):
 
     # Yi puts no BOS in front of a prompt.
     begin = [] if config["vocab_size"] == 64000 else [config["bos_token_id"]]
-    return torch.tensor(begin + words(24)), torch.tensor(begin + words(6) + [IMAGE] + words(12))
+    prompts = {
+        "text": begin + words(24), "image": begin + words(6) + [IMAGE] + words(12),
+        "pair": begin + words(4) + [IMAGE] + words(5) + [IMAGE] + words(12),
+    }
+    return {name: torch.tensor(ids) for name, ids in prompts.items()}
 
 
 @torch.no_grad()
@@ -187,42 +233,42 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("model", type=Path)
     parser.add_argument("out", type=Path)
+    parser.add_argument("--pair", type=Path)
     parser.add_argument("--adapter", type=Path)
     parser.add_argument("--features", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(os.cpu_count())
 
-    checkpoint = Checkpoint(arguments.model)
     config = json.loads((arguments.model / "config.json").read_text())
-    grid = config["image_grid"]
-    high_res = image_values(make_images(1, config["image_size_aux"], 7))[0].float()
-    views = low_res_views(high_res, grid)
-    features = None
+    checkpoint = Pair(arguments.pair, config) if arguments.pair else Checkpoint(arguments.model)
+    high_res = image_values(make_images(PICTURES, config["image_size_aux"], 7)).float()
+    low_res = torch.stack([low_res_views(picture, config["image_grid"]) for picture in high_res])
     if arguments.features and arguments.features.exists():
-        features = load_file(arguments.features).get("features")
-    if features is None:
-        features = picture_features(checkpoint, high_res, views)
+        features = load_file(arguments.features)
+    else:
+        features = all_features(checkpoint, high_res, low_res)
         if arguments.features:
-            save_file({"features": features.contiguous()}, arguments.features)
+            save_file(features, arguments.features)
     gc.collect()
     w = {n: checkpoint.get(n).float() for n in checkpoint.names() if n.startswith("model.mm_projector.")}
-    tokens = projector(w, features)
-    print(f"features std {features.std():.2f}, tokens std {tokens.std():.3f}")
 
-    text, image = prompts(config)
+    ids = prompts(config)
     model = decoder(config, checkpoint)
-    out = {
-        "high_res": high_res, "low_res": views, "text.ids": text, "image.ids": image, "tokens": tokens,
-        "text.logits": logits(model, config, text), "image.logits": logits(model, config, image, tokens, IMAGE_ROWS),
-    }
-    if "Gemma" in config["architectures"][0]:
+    out = {"high_res": high_res, "low_res": low_res, **{f"{name}.ids": value for name, value in ids.items()}}
+    out |= results(model, config, ids, w, features["features"])
+    # The weights are bf16 already, or are not needed afterwards.
+    set_parameters(model, BF16)
+    half = results(model, config, ids, {n: value.to(BF16) for n, value in w.items()}, features["bf16.features"])
+    out |= {"bf16." + name: value for name, value in half.items()}
+    set_parameters(model, torch.float32)
+    if "Gemma" in config["architectures"][0] and not arguments.pair:
         def activate(function):
             for layer in model.model.layers:
                 layer.mlp.act_fn = function
 
         tanh = model.model.layers[0].mlp.act_fn
         activate(torch.nn.GELU())
-        out["erf.text.logits"] = logits(model, config, text)
+        out["erf.text.logits"] = logits(model, config, ids["text"])
         activate(tanh)
     if arguments.adapter:
         from peft import PeftModel
@@ -230,12 +276,15 @@ def main():
         peft = PeftModel.from_pretrained(model, arguments.adapter, low_cpu_mem_usage=True).merge_and_unload()
         trained = torch.load(arguments.adapter / "non_lora_trainables.bin", weights_only=True)
         w |= {n.removeprefix("base_model.model."): value.float() for n, value in trained.items()}
-        out["adapter.tokens"] = projector(w, features)
-        out["adapter.text.logits"] = logits(peft, config, text)
+        out["adapter.tokens"] = out["merged.tokens"] = projector(w, features["features"]).flatten(0, 1)
+        out["adapter.text.logits"] = logits(peft, config, ids["text"])
+        set_parameters(peft, BF16)
+        set_parameters(peft, torch.float32)
+        out["merged.text.logits"] = logits(peft, config, ids["text"])
     for name, value in out.items():
-        if name.endswith("logits"):
+        if name.endswith(("logits", "tokens")):
             print(f"{name}: {tuple(value.shape)}, std {value.std():.2f}, largest {value.abs().max():.2f}")
-    save_file({n: v.contiguous() for n, v in out.items()}, arguments.out)
+    save_file({n: v.contiguous().clone() for n, v in out.items()}, arguments.out)
 
 
 if __name__ == "__main__":
