@@ -259,6 +259,27 @@ fn stop_tokens_by_family() {
             [128_001, 128_009]
         );
     }
+    let mixtral = sentencepiece("mistral-legacy");
+    assert_eq!(
+        Template::by_name("mistral_instruct")
+            .unwrap()
+            .stop_token_ids(&mixtral),
+        [2]
+    );
+    // Yi's settings over another vocabulary, in which its end of a turn has the id 32001 and `<|endoftext|>` is no token.
+    let yi = sentencepiece("mistral-yi");
+    assert_eq!(
+        Template::by_name("chatml_direct")
+            .unwrap()
+            .stop_token_ids(&yi),
+        [32_001]
+    );
+    assert_eq!(
+        Template::by_name("chatml_direct")
+            .unwrap()
+            .stop_token_names(),
+        ["<|im_end|>", "<|endoftext|>"]
+    );
     assert_eq!(
         Template::by_name("llava_v0").unwrap().stop_strings(),
         ["###"]

@@ -150,6 +150,52 @@ fn towers_are_looked_for_in_four_places_in_order() {
     embed(&model).fails_clearly(&needles);
 }
 
+/// A name that is no path is a folder of the model zoo, else a downloaded repository, whose letters' case does not matter.
+#[test]
+fn models_are_found_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let (zoo, cache) = (folder.path().join("zoo"), folder.path().join("cache"));
+    let snapshot = snapshot(&cache, "YanweiLi/MGM-7B");
+    for model in [&zoo.join("mine/MGM-7B"), &snapshot] {
+        copy_small_files("llama", model);
+        std::fs::copy(
+            fixture("llama/model.safetensors"),
+            model.join("model.safetensors"),
+        )
+        .unwrap();
+    }
+    let inspect = |name: &str| {
+        let mut command = command(&["models", "inspect", "--json", name]);
+        command
+            .current_dir(folder.path())
+            .env("MGM_MODEL_ZOO", &zoo)
+            .env("HF_HUB_CACHE", &cache);
+        finish(&mut command)
+    };
+    for (name, place) in [
+        ("mine/MGM-7B", &zoo.join("mine/MGM-7B")),
+        ("YanweiLi/MGM-7B", &snapshot),
+        ("yanweili/mgm-7b", &snapshot),
+        ("mgm-7b", &snapshot),
+        (
+            "zoo/mine/MGM-7B",
+            &Path::new("zoo/mine/MGM-7B").to_path_buf(),
+        ),
+    ] {
+        let report: serde_json::Value = serde_json::from_str(&inspect(name).ok()).unwrap();
+        let model = &report["model"];
+        assert_eq!(model["directory"], place.display().to_string(), "{name}");
+        assert_eq!(model["name"], "MGM-7B");
+        assert_eq!(model["template"], "vicuna_v1");
+    }
+    let missing = inspect("someone/else");
+    missing.fails_clearly(&[
+        "someone/else",
+        &zoo.display().to_string(),
+        &cache.display().to_string(),
+    ]);
+}
+
 /// What does not fit into memory stays in its files: one line says so, and the answer is the same.
 #[test]
 fn a_model_larger_than_memory_answers() {

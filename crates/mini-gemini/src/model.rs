@@ -210,13 +210,8 @@ impl MiniGemini {
             })?;
         on_event(LoadEvent::Vision);
         let vision = Vision::load(&config, &weights)?;
-        let mut stop_ids: Vec<u32> = template
-            .stop_token_names()
-            .iter()
-            .filter_map(|name| tokenizer.token_to_id(name))
-            .chain(tokenizer.eos())
-            .chain(config.eos_token_id.iter().flat_map(|ids| ids.ids()))
-            .collect();
+        let mut stop_ids = template.stop_token_ids(&tokenizer);
+        stop_ids.extend(config.eos_token_id.iter().flat_map(|ids| ids.ids()));
         stop_ids.sort_unstable();
         stop_ids.dedup();
         Ok(Self {
