@@ -48,7 +48,7 @@ pub(crate) struct ModelArgs {
     #[arg(long, value_enum, default_value_t = DeviceChoice::Auto)]
     pub(crate) device: DeviceChoice,
 
-    /// Form in which unquantised weights are kept in memory; quantised ones stay as they are
+    /// Form in which weights are kept in memory
     #[arg(long, value_enum, default_value_t = DtypeChoice::Auto)]
     pub(crate) dtype: DtypeChoice,
 
@@ -106,11 +106,11 @@ pub(crate) enum GemmaNumericsChoice {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum DtypeChoice {
-    /// bf16 where the processor computes with it, otherwise f32
+    /// As stored; what does not fit into memory stays in its files
     Auto,
-    /// 32-bit floating point
+    /// 32-bit floating point; quantised weights are expanded
     F32,
-    /// bfloat16
+    /// bfloat16; quantised weights are expanded
     Bf16,
     /// 16-bit floating point (GPU only)
     F16,
