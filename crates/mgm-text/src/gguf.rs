@@ -280,7 +280,11 @@ impl Reader<'_> {
         };
         for number in 0..keys {
             self.key = format!("metadata key {number}");
-            self.key = self.string()?;
+            let key = self.string()?;
+            if key.contains(char::is_control) {
+                return self.fail(format!("key {key:?}: expected no control characters"));
+            }
+            self.key = key;
             let value_type = self.u32("a value type")?;
             self.read_value(&mut vocab, value_type)?;
         }

@@ -27,6 +27,40 @@ pub(crate) struct JsonTokenizer {
     normalized: AddedTokens,
 }
 
+/// The parts of a file that the `tokenizers` crate does not read carefully.
+#[derive(serde::Deserialize)]
+struct Steps {
+    #[serde(default)]
+    normalizer: Value,
+    /// The crate panics where the JSON of a decoder is malformed; reading it as a value finds that first.
+    #[serde(default, rename = "decoder")]
+    _decoder: Value,
+}
+
+/// Refuses what the crate would panic at.
+fn check_steps(bytes: &[u8]) -> Result<(), String> {
+    let steps: Steps = serde_json::from_slice(bytes)
+        .map_err(|error| format!("not a usable tokenizer.json: {error}"))?;
+    if holds_charsmap(&steps.normalizer) {
+        // Its table of characters is trusted blindly. No family of Mini-Gemini has one.
+        return Err("the normalizer Precompiled is not supported".to_string());
+    }
+    Ok(())
+}
+
+/// Whether a normalizer is, or holds, a SentencePiece table of characters.
+fn holds_charsmap(normalizer: &Value) -> bool {
+    match normalizer {
+        Value::Array(steps) => steps.iter().any(holds_charsmap),
+        Value::Object(fields) => {
+            fields.get("type").and_then(Value::as_str) == Some("Precompiled")
+                || fields.contains_key("precompiled_charsmap")
+                || fields.values().any(holds_charsmap)
+        }
+        _ => false,
+    }
+}
+
 impl JsonTokenizer {
     /// `path` is for error messages.
     pub(crate) fn new(mut inner: tokenizers::Tokenizer, path: &Path) -> Result<Self, TextError> {
@@ -73,6 +107,7 @@ impl JsonTokenizer {
 
     pub(crate) fn read(path: &Path) -> Result<tokenizers::Tokenizer, TextError> {
         let bytes = std::fs::read(path).map_err(|source| TextError::io(path, source))?;
+        check_steps(&bytes).map_err(|message| TextError::invalid(path, message))?;
         tokenizers::Tokenizer::from_bytes(bytes).map_err(|error| {
             TextError::invalid(path, format!("not a usable tokenizer.json: {error}"))
         })

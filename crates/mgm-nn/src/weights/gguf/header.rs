@@ -50,7 +50,7 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<Header, String> {
 
     let mut metadata = BTreeMap::new();
     for _ in 0..key_count {
-        let key = reader.string("metadata key")?;
+        let key = reader.name("metadata key")?;
         let kind = reader.u32("metadata type")?;
         let value = reader.value(kind, 0, &key)?;
         metadata.insert(key, value);
@@ -257,6 +257,15 @@ impl<'a> Reader<'a> {
         Ok(String::from_utf8_lossy(bytes).into_owned())
     }
 
+    /// A string that later messages will hold: no line ends or other control characters.
+    fn name(&mut self, what: &str) -> Result<String, String> {
+        let name = self.string(what)?;
+        if name.contains(char::is_control) {
+            return Err(format!("{what} {name:?}: expected no control characters"));
+        }
+        Ok(name)
+    }
+
     fn value(&mut self, kind: u32, depth: usize, key: &str) -> Result<GgufValue, String> {
         Ok(match kind {
             0 => GgufValue::Unsigned(u64::from(self.array::<1>(key)?[0])),
@@ -300,7 +309,7 @@ impl<'a> Reader<'a> {
 
     /// Name, shape (outermost first), type number, offset in the data.
     fn tensor_entry(&mut self) -> Result<(String, Vec<usize>, u32, u64), String> {
-        let name = self.string("tensor name")?;
+        let name = self.name("tensor name")?;
         if name.len() > MAX_NAME {
             return Err(format!(
                 "tensor name of {} bytes, expected at most {MAX_NAME}",
