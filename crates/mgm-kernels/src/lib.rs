@@ -29,6 +29,7 @@ compile_error!(
 );
 
 pub mod attention;
+pub mod ceiling;
 pub mod depthwise;
 pub mod elementwise;
 pub mod gemm;

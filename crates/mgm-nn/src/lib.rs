@@ -26,6 +26,6 @@ pub use linear::Linear;
 pub use mgm_kernels::gemm::Activation;
 pub use weights::{
     Bias, Bytes, ElementType, GgufMetadata, GgufTensor, GgufValue, GgufValueOut, GgufWriter,
-    ImportanceMatrix, LoraConfig, Parameters, TensorInfo, WeightPolicy, WeightSource,
-    WeightStorage, save_safetensors, save_safetensors_with_metadata,
+    ImportanceMatrix, LoraConfig, Parameters, RandomTensors, RandomValues, TensorInfo,
+    WeightPolicy, WeightSource, WeightStorage, save_safetensors, save_safetensors_with_metadata,
 };

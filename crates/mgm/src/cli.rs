@@ -29,6 +29,7 @@ pub(crate) enum Command {
     Eval(EvalArgs),
     Embed(EmbedArgs),
     Models(ModelsArgs),
+    Bench(BenchArgs),
     Completions(CompletionsArgs),
     Man(ManArgs),
 }
@@ -176,6 +177,10 @@ pub(crate) struct ChatArgs {
     /// Let control strings such as </s> in what is typed or piped steer the model, as in the official code
     #[arg(long, help_heading = "Answer")]
     pub(crate) parse_special: bool,
+
+    /// Read the answer's tokens one by one, also where it repeats what was said before; it is the same answer, later
+    #[arg(long, help_heading = "Answer")]
+    pub(crate) no_lookup: bool,
 
     /// Print one JSON object (answer, stop, token counts, timings) instead of text
     #[arg(long)]
@@ -424,6 +429,113 @@ pub(crate) struct PullArgs {
     pub(crate) verify: bool,
 }
 
+/// Measure each stage's speed on this machine, beside the least time that the machine allows.
+///
+/// Measures the built-in model, --model, or a released model's --shape with random weights. Before each line it waits until nothing else
+/// computes on this machine. "× floor" is the time over the floor: operations at the rate of products between registers, or bytes at the rate
+/// at which memory is read; both rates are measured first.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Stages: picture, preprocess, low-res, high-res, mining, prefill, decode, first-token.\n\n\
+    Examples:\n  \
+    mgm bench\n  \
+    mgm bench --shape 2b --weights Q4_K --json before.json\n  \
+    mgm bench --shape 2b --weights Q4_K --compare before.json\n  \
+    mgm bench --shape 7b --hd --level avx2 --stage low-res --stage high-res"
+)]
+pub(crate) struct BenchArgs {
+    /// Measure a released model's shape with random weights
+    #[arg(long, value_name = "SIZE", value_parser = shape_names(), conflicts_with = "model")]
+    pub(crate) shape: Option<String>,
+
+    /// Take the shape's HD configuration
+    #[arg(long, requires = "shape")]
+    pub(crate) hd: bool,
+
+    /// Type of the language model's matrices of a --shape [default: BF16]
+    #[arg(long, value_name = "TYPE", value_parser = weight_format, requires = "shape")]
+    pub(crate) weights: Option<mgm_bench::WeightFormat>,
+
+    /// Highest instruction-set level to use
+    #[arg(long, value_enum)]
+    pub(crate) level: Option<LevelChoice>,
+
+    /// Measure only this stage; may be repeated
+    #[arg(long = "stage", value_name = "STAGE", value_parser = stage)]
+    pub(crate) stages: Vec<mgm_bench::Stage>,
+
+    /// Prompt lengths in tokens
+    #[arg(
+        long,
+        value_name = "N,...",
+        value_delimiter = ',',
+        default_value = "64,640"
+    )]
+    pub(crate) prefill: Vec<NonZeroUsize>,
+
+    /// Tokens that are there before a decoded one
+    #[arg(
+        long,
+        value_name = "N,...",
+        value_delimiter = ',',
+        default_value = "64,640"
+    )]
+    pub(crate) context: Vec<NonZeroUsize>,
+
+    /// Answers decoded together; more than one only after the first context
+    #[arg(
+        long,
+        value_name = "N,...",
+        value_delimiter = ',',
+        default_value = "1,2,4,8"
+    )]
+    pub(crate) batch: Vec<NonZeroUsize>,
+
+    /// Timed runs of each stage, at least
+    #[arg(long, value_name = "N", default_value = "5")]
+    pub(crate) runs: NonZeroUsize,
+
+    /// The picture to look at [default: a photograph that the program carries]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) image: Option<PathBuf>,
+
+    /// Do not wait for an idle machine
+    #[arg(long)]
+    pub(crate) no_gate: bool,
+
+    /// Longest wait for an idle machine before each line, in seconds
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value = "120",
+        conflicts_with = "no_gate"
+    )]
+    pub(crate) gate: u64,
+
+    /// Write the report as JSON to this file, `-` for standard output
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) json: Option<PathBuf>,
+
+    /// Compare with the report of an earlier run
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) compare: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LevelChoice {
+    /// Whatever the compiler target guarantees
+    Portable,
+    /// AVX2 with FMA
+    Avx2,
+    /// AVX-512 with VNNI, and bf16 products where the processor has them
+    Avx512,
+    /// The AMX tile unit
+    Amx,
+}
+
 /// Print a shell completion script.
 #[derive(Debug, Args)]
 pub(crate) struct CompletionsArgs {
@@ -446,6 +558,24 @@ fn scheme(text: &str) -> Result<mini_gemini::pair::Scheme, String> {
     use mini_gemini::pair::Scheme;
     Scheme::parse(text).ok_or_else(|| {
         let names: Vec<&str> = Scheme::ALL.iter().map(|scheme| scheme.name()).collect();
+        format!("expected one of {}", names.join(", "))
+    })
+}
+
+fn shape_names() -> clap::builder::PossibleValuesParser {
+    clap::builder::PossibleValuesParser::new(mgm_bench::Shape::ALL.map(mgm_bench::Shape::name))
+}
+
+fn weight_format(text: &str) -> Result<mgm_bench::WeightFormat, String> {
+    mgm_bench::WeightFormat::parse(text).ok_or_else(|| {
+        let names = mgm_bench::WeightFormat::names();
+        format!("expected one of {}", names.join(", "))
+    })
+}
+
+fn stage(text: &str) -> Result<mgm_bench::Stage, String> {
+    mgm_bench::Stage::parse(text).ok_or_else(|| {
+        let names = mgm_bench::Stage::ALL.map(mgm_bench::Stage::name);
         format!("expected one of {}", names.join(", "))
     })
 }

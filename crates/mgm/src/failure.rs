@@ -154,6 +154,15 @@ impl From<mini_gemini::Error> for Failure {
     }
 }
 
+impl From<mgm_bench::Error> for Failure {
+    fn from(error: mgm_bench::Error) -> Self {
+        match error {
+            mgm_bench::Error::Model(error) => error.into(),
+            error => Self::from_error(&error),
+        }
+    }
+}
+
 impl From<mgm_eval::EvalError> for Failure {
     fn from(error: mgm_eval::EvalError) -> Self {
         Self::from_error(&error)

@@ -12,6 +12,7 @@ macro_rules! note {
     }};
 }
 
+mod bench;
 mod chat;
 mod cli;
 mod embed;
@@ -65,6 +66,10 @@ fn main() -> ExitCode {
 
 fn run(command: Command, started: Instant) -> Result<(), Failure> {
     interrupt::install()?;
+    // Before anything asks for the level.
+    if let Command::Bench(args) = &command {
+        bench::set_level(args)?;
+    }
     if let Some(error) = mgm_kernels::level::level_error() {
         note!("warning: {error}");
     }
@@ -74,6 +79,7 @@ fn run(command: Command, started: Instant) -> Result<(), Failure> {
         Command::Eval(args) => eval::run(args),
         Command::Embed(args) => embed::run(args),
         Command::Models(args) => models::run(args.command),
+        Command::Bench(args) => bench::run(args),
         Command::Completions(args) => shell::completions(&args),
         Command::Man(args) => shell::man(&args),
     }

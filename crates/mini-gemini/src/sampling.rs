@@ -22,6 +22,8 @@ pub struct GenerateOptions {
     pub overlong: Overlong,
     /// Whether control strings that somebody typed (`</s>`, `<|im_end|>`) become control tokens, as in the official code.
     pub parse_special: bool,
+    /// Whether several tokens are read at a time where the answer seems to repeat what was said before. The answer is the same, sooner.
+    pub lookup: bool,
 }
 
 /// What to do with a prompt longer than the model's limit.
@@ -44,6 +46,7 @@ impl Default for GenerateOptions {
             seed: None,
             overlong: Overlong::Refuse,
             parse_special: false,
+            lookup: true,
         }
     }
 }

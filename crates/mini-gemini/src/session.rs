@@ -8,6 +8,7 @@ use mgm_text::{Message, Template, protocol};
 
 use crate::decoder::{Context, KvCache};
 use crate::error::{Error, Result};
+use crate::lookup::{Drafts, Lookup};
 use crate::model::MiniGemini;
 use crate::pictures::{Picture, PictureKey, SeenPictures};
 use crate::sampling::{GenerateOptions, Overlong, Sampler};
@@ -84,6 +85,8 @@ pub struct Answer {
     pub cut_tokens: usize,
     /// Tokens generated, the end-of-turn token included.
     pub new_tokens: usize,
+    /// Tokens that were read ahead of their choice.
+    pub drafts: Drafts,
     /// Where the time went.
     pub timings: Timings,
 }
@@ -213,6 +216,7 @@ impl<'a> Session<'a> {
             cached_tokens: 0,
             cut_tokens: 0,
             new_tokens: 0,
+            drafts: Drafts::default(),
             timings: Timings::default(),
         };
         let limit = self.model.context_limit();
@@ -388,6 +392,21 @@ impl<'a> Session<'a> {
             .to_vec1()?)
     }
 
+    /// Forgets the last positions read, reads text tokens in their place, and gives the logits behind each of them.
+    fn read_again(&mut self, forgotten: usize, ids: &[u32]) -> Result<Vec<Vec<f32>>> {
+        self.forget(forgotten);
+        let slots: Vec<Slot> = ids.iter().copied().map(Slot::Text).collect();
+        let hidden = self.read(&slots)?;
+        Ok(self.model.decoder().logits(&hidden)?.to_vec2()?)
+    }
+
+    /// Forgets the last positions read.
+    fn forget(&mut self, count: usize) {
+        let kept = self.cached.len().saturating_sub(count);
+        self.cached.truncate(kept);
+        self.cache.truncate(kept);
+    }
+
     fn generate(
         &mut self,
         mut logits: Vec<f32>,
@@ -408,6 +427,7 @@ impl<'a> Session<'a> {
                 .max(limit),
             Overlong::Truncate => usize::MAX,
         };
+        let mut lookup = Lookup::new(self.cached.iter().map(Slot::text), options.lookup);
         loop {
             let id = sampler.next(&logits);
             answer.new_tokens += 1;
@@ -422,13 +442,19 @@ impl<'a> Session<'a> {
                     break;
                 }
             }
-            if answer.new_tokens == options.max_new_tokens || self.cached.len() + 1 >= end {
+            let held = self.cached.len() - lookup.unchosen();
+            if answer.new_tokens == options.max_new_tokens || held + 1 >= end {
                 answer.stop = StopReason::Length;
                 break;
             }
-            let hidden = self.read(&[Slot::Text(id)])?;
-            logits = self.logits(&hidden)?;
+            // The last token of an answer is not read, nor is one at the end of the context.
+            let most = (options.max_new_tokens - answer.new_tokens - 1).min(end - held - 2);
+            logits = lookup.advance(id, most, &mut |forgotten, ids| {
+                self.read_again(forgotten, ids)
+            })?;
         }
+        self.forget(lookup.unchosen());
+        answer.drafts = lookup.drafts();
         if let Some(piece) = stream.finish() {
             answer.text.push_str(&piece);
             on_event(Event::Text(&piece));

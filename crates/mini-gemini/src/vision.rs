@@ -1,6 +1,6 @@
 //! From prepared pictures to visual tokens: both towers, mining, projector; base and HD (spec: model §7).
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 use mgm_image::{Aspect, PreparedImage, PreprocessConfig};
 use mgm_nn::WeightSource;
 use mgm_nn::ops::{CellWindow, RegionCells};
@@ -148,22 +148,34 @@ impl Vision {
     /// # Errors
     /// When the picture was prepared for other sizes.
     pub fn tower_features(&self, image: &PreparedImage) -> Result<TowerFeatures> {
-        let low = image.low_res_size as usize;
-        let device = candle_core::Device::Cpu;
-        let low_res = Tensor::from_slice(&image.low_res, (image.views, 3, low, low), &device)?;
-        let low_res = self.low_res.encode(&low_res)?;
-        let high_res = match &self.high_res {
-            Some((tower, _)) => {
-                let side = image.high_res_size as usize;
-                tower.encode(&Tensor::from_slice(
-                    &image.high_res,
-                    (3, side, side),
-                    &device,
-                )?)?
-            }
-            None => Vec::new(),
+        Ok(TowerFeatures {
+            low_res: self.low_res_features(image)?,
+            high_res: self.high_res_features(image)?,
+        })
+    }
+
+    /// The low-resolution tower's part of [`Self::tower_features`].
+    ///
+    /// # Errors
+    /// When the picture was prepared for other sizes.
+    pub fn low_res_features(&self, image: &PreparedImage) -> Result<Tensor> {
+        let side = image.low_res_size as usize;
+        let shape = (image.views, 3, side, side);
+        self.low_res
+            .encode(&Tensor::from_slice(&image.low_res, shape, &Device::Cpu)?)
+    }
+
+    /// The high-resolution tower's part of [`Self::tower_features`]; empty for a model without one.
+    ///
+    /// # Errors
+    /// When the picture was prepared for other sizes.
+    pub fn high_res_features(&self, image: &PreparedImage) -> Result<Vec<Tensor>> {
+        let Some((tower, _)) = &self.high_res else {
+            return Ok(Vec::new());
         };
-        Ok(TowerFeatures { low_res, high_res })
+        let side = image.high_res_size as usize;
+        let picture = Tensor::from_slice(&image.high_res, (3, side, side), &Device::Cpu)?;
+        tower.encode(&picture)
     }
 
     /// The region cells that view `view` of the features mines (HD: crops in the order TL, TR, BL, BR, then the overview).

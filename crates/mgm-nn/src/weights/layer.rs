@@ -8,6 +8,7 @@ use candle_core::Tensor;
 
 use super::element_type::ElementType;
 use super::gguf::{GgufFile, GgufMetadata};
+use super::random::{self, RandomTensors};
 use super::safetensors_file::SafetensorsFile;
 use super::stored::{StoredTensor, element_type};
 use super::torch::TorchFile;
@@ -27,6 +28,8 @@ pub(super) enum Layer {
         /// New name to the inner one.
         names: HashMap<String, String>,
     },
+    /// Tensors made from a seed when they are asked for.
+    Random(RandomTensors),
 }
 
 /// What a layer knows of a tensor without reading it.
@@ -62,6 +65,7 @@ impl Layer {
             Self::Torch(file) => file.label(),
             Self::Tensors { label, .. } => label,
             Self::Renamed { inner, .. } => inner.label(),
+            Self::Random(_) => random::LABEL,
         }
     }
 
@@ -72,6 +76,7 @@ impl Layer {
             Self::Torch(file) => Box::new(file.names()),
             Self::Tensors { tensors, .. } => Box::new(tensors.keys()),
             Self::Renamed { names, .. } => Box::new(names.keys()),
+            Self::Random(tensors) => Box::new(tensors.names()),
         }
     }
 
@@ -89,6 +94,11 @@ impl Layer {
                 }
             }),
             Self::Renamed { inner, names } => inner.entry(names.get(name)?),
+            Self::Random(tensors) => tensors.entry(name).map(|(shape, element_type)| Entry {
+                shape,
+                bytes: element_type.bytes_of(shape.iter().product::<usize>() as u64),
+                element_type: element_type.clone(),
+            }),
         }
     }
 
@@ -102,6 +112,7 @@ impl Layer {
                 Some(old) => inner.get(old),
                 None => Ok(None),
             },
+            Self::Random(tensors) => Ok(tensors.get(name)),
         }
     }
 
@@ -114,10 +125,12 @@ impl Layer {
                 Some(old) => inner.rows(old, rows),
                 None => Ok(None),
             },
-            Self::Safetensors(_) | Self::Tensors { .. } => match self.get(name)? {
-                Some(tensor) => Ok(Some(tensor.rows(rows)?)),
-                None => Ok(None),
-            },
+            Self::Safetensors(_) | Self::Tensors { .. } | Self::Random(_) => {
+                match self.get(name)? {
+                    Some(tensor) => Ok(Some(tensor.rows(rows)?)),
+                    None => Ok(None),
+                }
+            }
         }
     }
 
@@ -127,7 +140,7 @@ impl Layer {
             Self::Safetensors(file) => file.release(name),
             Self::Gguf(file) => file.release(name),
             Self::Torch(file) => file.release(name),
-            Self::Tensors { .. } => {}
+            Self::Tensors { .. } | Self::Random(_) => {}
             Self::Renamed { inner, names } => {
                 if let Some(old) = names.get(name) {
                     inner.release(old);

@@ -9,6 +9,7 @@ mod layers;
 mod mapped_file;
 mod parameters;
 mod policy;
+mod random;
 mod safetensors_file;
 mod save;
 mod source;
@@ -21,6 +22,7 @@ pub use imatrix::ImportanceMatrix;
 pub use mgm_kernels::quant::Bytes;
 pub use parameters::Parameters;
 pub use policy::{LoraConfig, WeightPolicy, WeightStorage, matches_name};
+pub use random::{RandomTensors, RandomValues};
 pub use save::{save_safetensors, save_safetensors_with_metadata};
 pub use source::{Bias, WeightSource};
 

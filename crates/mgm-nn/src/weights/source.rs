@@ -15,6 +15,7 @@ use super::index;
 use super::layer::{Entry, Layer};
 use super::parameters::Parameters;
 use super::policy::WeightPolicy;
+use super::random::RandomTensors;
 use super::safetensors_file::SafetensorsFile;
 use super::stored::StoredTensor;
 use super::torch::TorchFile;
@@ -236,6 +237,11 @@ impl WeightSource {
             label: "memory".to_string(),
             tensors,
         })])
+    }
+
+    /// Tensors made from a seed when they are asked for.
+    pub fn from_random(tensors: RandomTensors) -> Self {
+        Self::from_layers(vec![Arc::new(Layer::Random(tensors))])
     }
 
     /// Lays `other` over this source: its tensors win. Policy, parameters and position are this one's.

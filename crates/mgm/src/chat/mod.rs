@@ -51,5 +51,6 @@ fn generate_options(args: &ChatArgs) -> GenerateOptions {
             OverlongChoice::Truncate => Overlong::Truncate,
         },
         parse_special: args.parse_special,
+        lookup: !args.no_lookup,
     }
 }

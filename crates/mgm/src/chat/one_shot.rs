@@ -27,6 +27,8 @@ struct JsonTokens {
     visual: usize,
     cut: usize,
     new: usize,
+    drafted: usize,
+    accepted: usize,
 }
 
 /// Seconds, and tokens per second.
@@ -74,6 +76,8 @@ pub(super) fn run(args: &ChatArgs, prompt: &str, started: Instant) -> Result<(),
                 visual: answer.visual_tokens,
                 cut: answer.cut_tokens,
                 new: answer.new_tokens,
+                drafted: answer.drafts.drafted,
+                accepted: answer.drafts.accepted,
             },
             timings: JsonTimings {
                 load: loading.as_secs_f64(),
