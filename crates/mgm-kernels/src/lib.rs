@@ -29,9 +29,11 @@ compile_error!(
 );
 
 pub mod attention;
+pub mod conv;
 pub mod depthwise;
 pub mod elementwise;
 pub mod gemm;
+pub mod group_norm;
 pub mod level;
 pub mod mapped;
 pub mod process;
