@@ -34,21 +34,31 @@ pub struct ConvShape {
     pub pad_columns: [usize; 2],
     /// Every input pixel stands for a square of this side (nearest-neighbour enlargement); 1 for a plain convolution.
     pub enlarge: usize,
+    /// Rows below and columns right that are cut off the enlarged input before it is padded.
+    pub trim: [usize; 2],
 }
 
 impl ConvShape {
     /// Rows of the output; 0 where the kernel does not fit.
     pub fn out_height(&self) -> usize {
-        self.out_side(self.height, self.pad_rows)
+        self.out_side(self.grid()[0], self.pad_rows)
     }
 
     /// Columns of the output; 0 where the kernel does not fit.
     pub fn out_width(&self) -> usize {
-        self.out_side(self.width, self.pad_columns)
+        self.out_side(self.grid()[1], self.pad_columns)
+    }
+
+    /// Rows and columns of the enlarged input.
+    pub(crate) fn grid(&self) -> [usize; 2] {
+        [
+            (self.height * self.enlarge).saturating_sub(self.trim[0]),
+            (self.width * self.enlarge).saturating_sub(self.trim[1]),
+        ]
     }
 
     fn out_side(&self, side: usize, padding: [usize; 2]) -> usize {
-        let padded = side * self.enlarge + padding[0] + padding[1];
+        let padded = side + padding[0] + padding[1];
         match padded.checked_sub(self.kernel) {
             Some(room) if self.stride > 0 => room / self.stride + 1,
             _ => 0,
@@ -65,6 +75,7 @@ impl ConvShape {
         self.kernel == 1
             && self.stride == 1
             && self.enlarge == 1
+            && self.trim == [0, 0]
             && self.pad_rows == [0, 0]
             && self.pad_columns == [0, 0]
     }
@@ -128,7 +139,7 @@ impl<'a> ConvBias<'a> {
 }
 
 /// Bytes of packed patches that exist at a time.
-const BAND_BYTES: usize = 24 << 20;
+pub(crate) const BAND_BYTES: usize = 24 << 20;
 
 /// `out [batch, out_height, out_width, n] = conv(activation(x · scale + shift), W) + bias`, in parallel.
 ///
@@ -214,7 +225,7 @@ pub fn conv2d_at(
 }
 
 /// Input rows that the output rows `first..first + rows` read.
-fn input_rows(s: &ConvShape, first: usize, rows: usize) -> std::ops::Range<usize> {
+pub(crate) fn input_rows(s: &ConvShape, first: usize, rows: usize) -> std::ops::Range<usize> {
     let top = (first * s.stride).saturating_sub(s.pad_rows[0]) / s.enlarge;
     let last = (first + rows - 1) * s.stride + s.kernel - 1;
     let bottom = match last.checked_sub(s.pad_rows[0]) {
@@ -225,12 +236,12 @@ fn input_rows(s: &ConvShape, first: usize, rows: usize) -> std::ops::Range<usize
 }
 
 /// Some rows of one picture, and the output rows made from them.
-struct Band<'a> {
-    shape: &'a ConvShape,
-    values: &'a [f32],
-    first_input: usize,
-    first_output: usize,
-    out_width: usize,
+pub(crate) struct Band<'a> {
+    pub(crate) shape: &'a ConvShape,
+    pub(crate) values: &'a [f32],
+    pub(crate) first_input: usize,
+    pub(crate) first_output: usize,
+    pub(crate) out_width: usize,
 }
 
 impl Band<'_> {
@@ -265,13 +276,14 @@ impl Band<'_> {
     }
 
     /// Row `kernel_row` of the patch at an output position of the band: `[kernel, channels]`.
-    fn patch_row(&self, position: usize, kernel_row: usize, out: &mut [f32]) {
+    pub(crate) fn patch_row(&self, position: usize, kernel_row: usize, out: &mut [f32]) {
         let s = self.shape;
         let y = (self.first_output + position / self.out_width) * s.stride + kernel_row;
+        let [grid_height, grid_width] = s.grid();
         let row = y
             .checked_sub(s.pad_rows[0])
-            .map(|y| y / s.enlarge)
-            .filter(|&row| row < s.height);
+            .filter(|&y| y < grid_height)
+            .map(|y| y / s.enlarge);
         let Some(row) = row else {
             out.fill(0.0);
             return;
@@ -282,7 +294,7 @@ impl Band<'_> {
         // The usual case, all columns inside and side by side, is one copy.
         if s.enlarge == 1
             && let Some(first) = left.checked_sub(s.pad_columns[0])
-            && first + s.kernel <= s.width
+            && first + s.kernel <= grid_width
         {
             out.copy_from_slice(&row[first * c..][..s.kernel * c]);
             return;
@@ -290,8 +302,8 @@ impl Band<'_> {
         for (column, out) in out.chunks_exact_mut(c).enumerate() {
             let source = (left + column)
                 .checked_sub(s.pad_columns[0])
-                .map(|x| x / s.enlarge)
-                .filter(|&x| x < s.width);
+                .filter(|&x| x < grid_width)
+                .map(|x| x / s.enlarge);
             match source {
                 Some(x) => out.copy_from_slice(&row[x * c..][..c]),
                 None => out.fill(0.0),

@@ -30,6 +30,7 @@ compile_error!(
 
 pub mod attention;
 pub mod conv;
+pub mod conv_backward;
 pub mod depthwise;
 pub mod elementwise;
 pub mod gemm;

@@ -2,6 +2,7 @@
 
 use half::bf16;
 use mgm_kernels::conv::{ConvBias, ConvInput, ConvShape, ConvWeight, conv2d_at};
+use mgm_kernels::conv_backward::conv2d_backward_at;
 use mgm_kernels::gemm::{Activation, PackedWeight, WeightType};
 use mgm_kernels::group_norm::{ChannelAffine, channel_affine_at, group_norm_affine_at};
 use mgm_kernels::level::{Level, available, has_avx512_bf16};
@@ -33,7 +34,10 @@ fn rounded(values: &[f32]) -> Vec<f32> {
 
 /// The plain convolution: `x` as `[batch, height, width, channels]`, `w [n, kernel, kernel, channels]`.
 fn reference(s: &ConvShape, x: &[f64], w: &[f32], n: usize, bias: &[f32]) -> Vec<f64> {
-    let (height, width) = (s.height * s.enlarge, s.width * s.enlarge);
+    let (height, width) = (
+        s.height * s.enlarge - s.trim[0],
+        s.width * s.enlarge - s.trim[1],
+    );
     let mut out = Vec::new();
     for b in 0..s.batch {
         for oy in 0..s.out_height() {
@@ -92,6 +96,7 @@ fn shape(
         pad_rows,
         pad_columns,
         enlarge,
+        trim: [0, 0],
     }
 }
 
@@ -103,6 +108,20 @@ fn shapes() -> Vec<(ConvShape, usize)> {
         // The VAE encoder's downsampling: padding below and to the right only.
         (shape([1, 8, 9, 6], 3, 2, [0, 1], [0, 1], 1), 7),
         (shape([2, 4, 5, 10], 3, 1, [1, 1], [1, 1], 2), 12),
+        (
+            ConvShape {
+                trim: [1, 0],
+                ..shape([2, 4, 5, 10], 3, 1, [1, 1], [1, 1], 2)
+            },
+            12,
+        ),
+        (
+            ConvShape {
+                trim: [0, 1],
+                ..shape([1, 3, 3, 6], 3, 1, [1, 1], [1, 1], 1)
+            },
+            4,
+        ),
         (shape([2, 3, 4, 70], 1, 1, [0, 0], [0, 0], 1), 20),
         (shape([1, 1, 1, 5], 3, 1, [1, 1], [1, 1], 1), 1),
         // More padding than input, and a kernel of even side.
@@ -306,6 +325,52 @@ fn group_norm_equals_its_formula_far_from_zero_too() {
                     tolerance,
                 );
             }
+        }
+    }
+}
+
+/// The convolution is linear in the input and in the weight: `⟨conv(x, w), g⟩ = ⟨x, dx⟩ = ⟨w, dw⟩`, and for every other pair of inputs too.
+#[test]
+fn gradients_are_the_adjoints() {
+    let mut random = Random(6);
+    let dot =
+        |a: &[f32], b: &[f64]| -> f64 { a.iter().zip(b).map(|(&a, &b)| f64::from(a) * b).sum() };
+    let widen = |values: &[f32]| -> Vec<f64> { values.iter().map(|&v| f64::from(v)).collect() };
+    let mut all = shapes();
+    // More than one band.
+    all.push((shape([1, 70, 330, 40], 3, 1, [1, 1], [1, 1], 1), 3));
+    for (s, n) in all {
+        let count = s.batch * s.height * s.width * s.channels;
+        let (x, other_x) = (random.values(count), random.values(count));
+        let w = random.values(n * s.patch_len());
+        let other_w = random.values(w.len());
+        let g = random.values(s.batch * s.out_height() * s.out_width() * n);
+        let zero = vec![0.0; n];
+        for level in available() {
+            let (mut dx, mut dw) = (vec![f32::NAN; count], vec![1.0; w.len()]);
+            conv2d_backward_at(level, &s, &x, &w, &g, Some(&mut dx), Some(&mut dw));
+            // The weight's gradient is added to what is there.
+            dw.iter_mut().for_each(|v| *v -= 1.0);
+            let check = |what: &str, found: f64, expected: f64| {
+                let scale = expected.abs().max((g.len() as f64).sqrt());
+                assert!(
+                    (found - expected).abs() < 1e-4 * scale,
+                    "{level:?} {s:?} {what}: {found} {expected}"
+                );
+            };
+            check(
+                "dx",
+                dot(&dx, &widen(&other_x)),
+                dot(&g, &reference(&s, &widen(&other_x), &w, n, &zero)),
+            );
+            check(
+                "dw",
+                dot(&dw, &widen(&other_w)),
+                dot(&g, &reference(&s, &widen(&x), &other_w, n, &zero)),
+            );
+            let mut alone = vec![f32::NAN; count];
+            conv2d_backward_at(level, &s, &x, &w, &g, Some(&mut alone), None);
+            assert_eq!(alone, dx);
         }
     }
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use candle_core::Tensor;
 
+use super::derived::DerivedTensors;
 use super::element_type::ElementType;
 use super::gguf::{GgufFile, GgufMetadata};
 use super::safetensors_file::SafetensorsFile;
@@ -27,6 +28,8 @@ pub(super) enum Layer {
         /// New name to the inner one.
         names: HashMap<String, String>,
     },
+    /// Tensors made from those of another source.
+    Derived(DerivedTensors),
 }
 
 /// What a layer knows of a tensor without reading it.
@@ -62,6 +65,7 @@ impl Layer {
             Self::Torch(file) => file.label(),
             Self::Tensors { label, .. } => label,
             Self::Renamed { inner, .. } => inner.label(),
+            Self::Derived(_) => "derived tensors",
         }
     }
 
@@ -72,6 +76,7 @@ impl Layer {
             Self::Torch(file) => Box::new(file.names()),
             Self::Tensors { tensors, .. } => Box::new(tensors.keys()),
             Self::Renamed { names, .. } => Box::new(names.keys()),
+            Self::Derived(derived) => Box::new(derived.names()),
         }
     }
 
@@ -89,6 +94,11 @@ impl Layer {
                 }
             }),
             Self::Renamed { inner, names } => inner.entry(names.get(name)?),
+            Self::Derived(derived) => derived.entry(name).map(|(shape, element_type)| Entry {
+                bytes: element_type.bytes_of(shape.iter().product::<usize>() as u64),
+                shape,
+                element_type,
+            }),
         }
     }
 
@@ -102,6 +112,7 @@ impl Layer {
                 Some(old) => inner.get(old),
                 None => Ok(None),
             },
+            Self::Derived(derived) => derived.get(name),
         }
     }
 
@@ -114,10 +125,12 @@ impl Layer {
                 Some(old) => inner.rows(old, rows),
                 None => Ok(None),
             },
-            Self::Safetensors(_) | Self::Tensors { .. } => match self.get(name)? {
-                Some(tensor) => Ok(Some(tensor.rows(rows)?)),
-                None => Ok(None),
-            },
+            Self::Safetensors(_) | Self::Tensors { .. } | Self::Derived(_) => {
+                match self.get(name)? {
+                    Some(tensor) => Ok(Some(tensor.rows(rows)?)),
+                    None => Ok(None),
+                }
+            }
         }
     }
 
@@ -128,6 +141,7 @@ impl Layer {
             Self::Gguf(file) => file.release(name),
             Self::Torch(file) => file.release(name),
             Self::Tensors { .. } => {}
+            Self::Derived(derived) => derived.release(name),
             Self::Renamed { inner, names } => {
                 if let Some(old) = names.get(name) {
                     inner.release(old);
