@@ -30,9 +30,12 @@ compile_error!(
 
 pub mod attention;
 pub mod ceiling;
+pub mod conv;
+pub mod conv_backward;
 pub mod depthwise;
 pub mod elementwise;
 pub mod gemm;
+pub mod group_norm;
 pub mod level;
 pub mod mapped;
 pub mod process;

@@ -1,6 +1,8 @@
 //! Attention against a double-precision reference, and its gradients against finite differences.
 
-use mgm_kernels::attention::{AttentionShape, HeadsLayout, attention_at, attention_backward_at};
+use mgm_kernels::attention::{
+    AttentionShape, HeadsLayout, attention_at, attention_backward_at, attention_bf16_at,
+};
 use mgm_kernels::level::available;
 
 struct Random(u64);
@@ -131,6 +133,63 @@ fn forward_matches_the_reference() {
                                 (got - want).abs() < 5e-6,
                                 "{level:?} {s:?} {head} {row} {d}: {got} {want}"
                             );
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Products of bf16 values where the machine has them, the `f32` ones elsewhere: near the reference on every level.
+#[test]
+fn bf16_products_stay_near_the_reference() {
+    let mut random = Random(21);
+    let wide = |heads, kv_heads, head_dim, query_len, key_len, causal_offset| AttentionShape {
+        heads,
+        kv_heads,
+        head_dim,
+        query_len,
+        key_len,
+        scale: 1.0 / (head_dim as f32).sqrt(),
+        causal_offset,
+    };
+    let mut all = shapes();
+    all.extend([
+        wide(3, 3, 64, 130, 77, None),
+        wide(2, 2, 32, 61, 301, None),
+        wide(4, 2, 96, 70, 70, Some(0)),
+        wide(1, 1, 512, 9, 600, None),
+    ]);
+    for s in all {
+        // Without a gap after each row the values can be packed as they lie.
+        for gap in [0, 3] {
+            let layout = |heads: usize| HeadsLayout {
+                head_stride: s.head_dim,
+                row_stride: heads * s.head_dim + gap,
+            };
+            let (ql, kl) = (layout(s.heads), layout(s.kv_heads));
+            let (q_len, k_len) = (s.query_len * ql.row_stride, s.key_len * kl.row_stride);
+            let (q, k, v) = (
+                random.values(q_len),
+                random.values(k_len),
+                random.values(k_len),
+            );
+            let want = reference(&s, &q, ql, &k, kl, &v, kl);
+            for level in available() {
+                let mut out = vec![f32::NAN; q_len];
+                attention_bf16_at(level, &s, &q, ql, &k, kl, &v, kl, &mut out, ql);
+                let mut index = 0;
+                for head in 0..s.heads {
+                    for row in 0..s.query_len {
+                        for d in 0..s.head_dim {
+                            let got = out[at(ql, head, row) + d];
+                            assert!(
+                                (f64::from(got) - want[index]).abs() < 1.5e-2,
+                                "{level:?} {s:?}: got {got}, expected {}",
+                                want[index]
+                            );
+                            index += 1;
                         }
                     }
                 }

@@ -9,6 +9,7 @@
 //! All activations are `f32`. One module tree serves inference and training: what is trainable is a property of the
 //! weight source.
 
+mod conv2d;
 mod embedding;
 mod error;
 mod frozen;
@@ -19,13 +20,15 @@ mod reduce;
 pub mod ops;
 pub mod weights;
 
+pub use conv2d::{Conv2d, GroupNorm};
 pub use embedding::Embedding;
 pub use error::{Error, Result};
 pub use frozen::FrozenWeight;
 pub use linear::Linear;
 pub use mgm_kernels::gemm::Activation;
 pub use weights::{
-    Bias, Bytes, ElementType, GgufMetadata, GgufTensor, GgufValue, GgufValueOut, GgufWriter,
-    ImportanceMatrix, LoraConfig, Parameters, RandomTensors, RandomValues, TensorInfo,
-    WeightPolicy, WeightSource, WeightStorage, save_safetensors, save_safetensors_with_metadata,
+    Bias, Bytes, Derivation, ElementType, GgufMetadata, GgufTensor, GgufValue, GgufValueOut,
+    GgufWriter, ImportanceMatrix, LoraConfig, Parameters, RandomTensors, RandomValues, TensorInfo,
+    ValueChange, WeightPolicy, WeightSource, WeightStorage, save_safetensors,
+    save_safetensors_with_metadata,
 };

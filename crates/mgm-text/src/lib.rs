@@ -9,6 +9,7 @@
 //! * [`protocol`] has the small text conventions around the model: image numbering, OCR hints, picture prompts.
 
 mod added;
+mod clip;
 mod detokenize;
 mod directory;
 mod error;
@@ -26,6 +27,7 @@ mod sentencepiece;
 mod template;
 mod tokenizer;
 
+pub use clip::{ClipTokenizer, ClipWindow};
 pub use detokenize::DetokenizeStream;
 pub use error::TextError;
 pub use export::GgufVocabValue;

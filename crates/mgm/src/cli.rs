@@ -1,10 +1,14 @@
 //! The flags as they are written. What they mean together is decided by each command.
 
+mod painting;
+
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 
+use self::painting::PAINTER_VARIABLE;
+pub(crate) use self::painting::{ImagineArgs, PaintArgs, PainterWeights};
 use crate::picture::PictureSource;
 
 /// Ask about pictures, train and score Mini-Gemini vision-language models.
@@ -25,6 +29,7 @@ pub(crate) struct Cli {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     Chat(ChatArgs),
+    Imagine(ImagineArgs),
     Train(TrainArgs),
     Eval(EvalArgs),
     Embed(EmbedArgs),
@@ -134,7 +139,8 @@ pub(crate) enum OverlongChoice {
     mgm chat --image photo.jpg \"What is in the picture?\"\n  \
     mgm chat --image before.png --image after.png \"What has changed?\"\n  \
     mgm chat \"Summarise this text.\" < letter.txt\n  \
-    mgm chat --image photo.jpg")]
+    mgm chat --image photo.jpg\n  \
+    mgm chat --gen --painter stable-diffusion-xl-base-1.0 -o apple.png \"draw a red apple\"")]
 pub(crate) struct ChatArgs {
     /// The question; piped input is appended to it, or stands for it
     pub(crate) prompt: Option<String>,
@@ -182,7 +188,22 @@ pub(crate) struct ChatArgs {
     #[arg(long, help_heading = "Answer")]
     pub(crate) no_lookup: bool,
 
-    /// Print one JSON object (answer, stop, token counts, timings) instead of text
+    /// Ask for a picture: the model writes a prompt between <h> and </h>, and the painter paints it
+    #[arg(long = "gen", help_heading = "Painting")]
+    pub(crate) generate: bool,
+
+    /// With --gen, where to write the picture; later ones of a conversation get a number [default: generate.png]
+    #[arg(short, long = "output", value_name = "FILE.png", value_hint = ValueHint::FilePath, help_heading = "Painting")]
+    pub(crate) painter_output: Option<PathBuf>,
+
+    /// With --gen, the Stable Diffusion XL model that paints: a folder, a downloaded model's name, or a checkpoint file
+    #[arg(long, value_name = "NAME-OR-PATH", env = PAINTER_VARIABLE, value_hint = ValueHint::AnyPath, help_heading = "Painting")]
+    pub(crate) painter: Option<String>,
+
+    #[command(flatten)]
+    pub(crate) paint: PaintArgs,
+
+    /// Print one JSON object (answer, stop, token counts, timings, picture) instead of text
     #[arg(long)]
     pub(crate) json: bool,
 

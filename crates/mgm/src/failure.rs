@@ -54,6 +54,11 @@ impl Failure {
         Self::new(Kind::Interrupted, message)
     }
 
+    /// Whether Ctrl-C was the reason.
+    pub(crate) fn is_interruption(&self) -> bool {
+        self.kind == Kind::Interrupted
+    }
+
     /// Writing a result failed.
     pub(crate) fn stdout(error: &std::io::Error) -> Self {
         match error.kind() {

@@ -18,10 +18,12 @@ mod cli;
 mod embed;
 mod eval;
 mod failure;
+mod imagine;
 mod interrupt;
 mod meter;
 mod model;
 mod models;
+mod paint;
 mod picture;
 mod shell;
 mod stdout;
@@ -75,6 +77,7 @@ fn run(command: Command, started: Instant) -> Result<(), Failure> {
     }
     match command {
         Command::Chat(args) => chat::run(args, started),
+        Command::Imagine(args) => imagine::run(args),
         Command::Train(args) => train::run(args),
         Command::Eval(args) => eval::run(args),
         Command::Embed(args) => embed::run(args),

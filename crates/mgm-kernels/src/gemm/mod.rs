@@ -9,6 +9,7 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod driver;
+mod gathered;
 mod kernel;
 mod pack;
 mod portable;
@@ -17,6 +18,7 @@ pub(crate) mod serial;
 mod skinny;
 
 pub(crate) use driver::quantized as quantized_product;
+pub(crate) use gathered::{Gathered, product as gathered_product};
 pub(crate) use pack::PANEL;
 pub use pack::{PackedWeight, WeightType};
 

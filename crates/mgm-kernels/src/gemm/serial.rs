@@ -1,6 +1,6 @@
 //! Small `f32` products inside a task, on one thread.
 
-use super::kernel::{self, MicroArguments};
+use super::kernel::{self, MicroArguments, RowFormat};
 use super::pack::{PANEL, PackedWeight, WeightType};
 use super::rows::{RowBlocks, pack_block, row_bytes};
 use crate::buffer::with_scratch;
@@ -106,6 +106,99 @@ pub(crate) fn product(
                     add,
                 };
                 // SAFETY: the machine has the family's level; the assertions above and the packing bound every access.
+                unsafe { family.kernels[end - start - 1](&arguments) };
+            }
+        }
+    });
+}
+
+/// Part of a packed weight `W [n, k]`: columns of the product and steps along k.
+#[derive(Clone, Copy)]
+pub(crate) struct PackedPart {
+    /// First row of W; a multiple of 32.
+    pub(crate) first_column: usize,
+    pub(crate) columns: usize,
+    /// First input feature; a multiple of 2.
+    pub(crate) first_step: usize,
+    pub(crate) steps: usize,
+}
+
+/// `c [m, columns] (+)= a [m, steps]·Wᵀ` with part of a packed weight, in its own type; rows of `a` at distance `lda`, of `c` at `ldc`. Not for
+/// the tile unit, which a task has to set up: `level` is below [`Level::Amx`].
+pub(crate) fn packed_product(
+    level: Level,
+    m: usize,
+    a: &[f32],
+    lda: usize,
+    w: &PackedWeight,
+    part: PackedPart,
+    c: &mut [f32],
+    ldc: usize,
+    add: bool,
+) {
+    let (n, k) = (part.columns, part.steps);
+    if m == 0 || n == 0 || k == 0 {
+        return;
+    }
+    assert!(
+        level < Level::Amx
+            && part.first_column.is_multiple_of(PANEL)
+            && part.first_step.is_multiple_of(2),
+        "packed product: part does not begin at a panel and a pair"
+    );
+    assert!(
+        part.first_column + n <= w.n() && part.first_step + k <= w.k(),
+        "packed product: part is not inside the weight"
+    );
+    assert!(
+        (m - 1) * lda + k <= a.len() && ldc >= n && (m - 1) * ldc + n <= c.len(),
+        "packed product: rows too short"
+    );
+    let family = kernel::family(level, w.weight_type(), m);
+    let per_step = match family.format {
+        RowFormat::F32 => 1,
+        RowFormat::F32Pairs | RowFormat::Bf16Pairs | RowFormat::Bf16Rows => 2,
+    };
+    let blocks = RowBlocks::new(m, family.kernels.len());
+    let row_bytes = row_bytes(family.format, k);
+    let ldb = w.panel_step();
+    with_scratch(m * row_bytes, |scratch| {
+        let packed = &mut scratch.cast_mut::<u8>()[..m * row_bytes];
+        for block in 0..blocks.count() {
+            let (start, end) = (blocks.start(block), blocks.start(block + 1));
+            let out = &mut packed[start * row_bytes..end * row_bytes];
+            pack_block(
+                level,
+                family.format,
+                end - start,
+                k,
+                &a[start * lda..],
+                lda,
+                1,
+                out,
+            );
+        }
+        for panel in 0..n.div_ceil(PANEL) {
+            let columns = PANEL.min(n - panel * PANEL);
+            let at = (part.first_column / PANEL + panel) * w.panel_bytes();
+            let b = &w.data()[at + part.first_step / per_step * ldb * 4..];
+            for block in 0..blocks.count() {
+                let (start, end) = (blocks.start(block), blocks.start(block + 1));
+                let arguments = MicroArguments {
+                    steps: k.div_ceil(per_step),
+                    rows: end - start,
+                    a: packed[start * row_bytes..].as_ptr(),
+                    lda: row_bytes,
+                    b: b.as_ptr(),
+                    ldb,
+                    c: c[start * ldc + panel * PANEL..].as_mut_ptr(),
+                    ldc,
+                    columns,
+                    bias: std::ptr::null(),
+                    add,
+                };
+                // SAFETY: the machine has the family's level; the assertions above and the packing bound every access (panels are
+                // zero-padded to whole pairs).
                 unsafe { family.kernels[end - start - 1](&arguments) };
             }
         }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use candle_core::Tensor;
 
+use super::derived::DerivedTensors;
 use super::element_type::ElementType;
 use super::gguf::{GgufFile, GgufMetadata};
 use super::random::{self, RandomTensors};
@@ -30,6 +31,8 @@ pub(super) enum Layer {
     },
     /// Tensors made from a seed when they are asked for.
     Random(RandomTensors),
+    /// Tensors made from those of another source.
+    Derived(DerivedTensors),
 }
 
 /// What a layer knows of a tensor without reading it.
@@ -66,6 +69,7 @@ impl Layer {
             Self::Tensors { label, .. } => label,
             Self::Renamed { inner, .. } => inner.label(),
             Self::Random(_) => random::LABEL,
+            Self::Derived(_) => "derived tensors",
         }
     }
 
@@ -77,6 +81,7 @@ impl Layer {
             Self::Tensors { tensors, .. } => Box::new(tensors.keys()),
             Self::Renamed { names, .. } => Box::new(names.keys()),
             Self::Random(tensors) => Box::new(tensors.names()),
+            Self::Derived(derived) => Box::new(derived.names()),
         }
     }
 
@@ -99,6 +104,11 @@ impl Layer {
                 bytes: element_type.bytes_of(shape.iter().product::<usize>() as u64),
                 element_type: element_type.clone(),
             }),
+            Self::Derived(derived) => derived.entry(name).map(|(shape, element_type)| Entry {
+                bytes: element_type.bytes_of(shape.iter().product::<usize>() as u64),
+                shape,
+                element_type,
+            }),
         }
     }
 
@@ -113,6 +123,7 @@ impl Layer {
                 None => Ok(None),
             },
             Self::Random(tensors) => Ok(tensors.get(name)),
+            Self::Derived(derived) => derived.get(name),
         }
     }
 
@@ -125,7 +136,7 @@ impl Layer {
                 Some(old) => inner.rows(old, rows),
                 None => Ok(None),
             },
-            Self::Safetensors(_) | Self::Tensors { .. } | Self::Random(_) => {
+            Self::Safetensors(_) | Self::Tensors { .. } | Self::Random(_) | Self::Derived(_) => {
                 match self.get(name)? {
                     Some(tensor) => Ok(Some(tensor.rows(rows)?)),
                     None => Ok(None),
@@ -141,6 +152,7 @@ impl Layer {
             Self::Gguf(file) => file.release(name),
             Self::Torch(file) => file.release(name),
             Self::Tensors { .. } | Self::Random(_) => {}
+            Self::Derived(derived) => derived.release(name),
             Self::Renamed { inner, names } => {
                 if let Some(old) = names.get(name) {
                     inner.release(old);

@@ -1,5 +1,7 @@
 //! Where weights come from, and what becomes of them.
 
+mod conv;
+mod derived;
 mod element_type;
 mod gguf;
 mod imatrix;
@@ -16,6 +18,7 @@ mod source;
 pub(crate) mod stored;
 mod torch;
 
+pub use derived::{Derivation, ValueChange};
 pub use element_type::{ElementType, TensorInfo};
 pub use gguf::{GgufMetadata, GgufTensor, GgufValue, GgufValueOut, GgufWriter};
 pub use imatrix::ImportanceMatrix;

@@ -464,6 +464,22 @@ impl WeightSource {
         self.find(full_name)?.ok_or_else(|| self.missing(full_name))
     }
 
+    pub(super) fn missing_tensor(&self, name: &str) -> Error {
+        self.missing(&self.full_name(name))
+    }
+
+    /// The same source with the position at the top of the tree.
+    pub(super) fn at_root(mut self) -> Self {
+        self.prefix = String::new();
+        self
+    }
+
+    pub(super) fn with_layer(self, layer: Layer) -> Self {
+        let mut layers = self.shared.layers.clone();
+        layers.push(Arc::new(layer));
+        self.with_layers(layers)
+    }
+
     fn missing(&self, full_name: &str) -> Error {
         let files = self.files();
         let searched = match files.as_slice() {

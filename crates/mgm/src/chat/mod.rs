@@ -1,6 +1,7 @@
 //! `mgm chat`: one answer, or a conversation.
 
 mod display;
+mod generation;
 mod input;
 mod interactive;
 mod meta;
@@ -28,6 +29,14 @@ pub(crate) fn run(args: ChatArgs, started: Instant) -> Result<(), Failure> {
             "--json needs a PROMPT or piped input: it prints one answer",
         )),
         Input::Conversation => interactive::run(&args),
+    }
+}
+
+/// The user's text with the request for a picture, if there is one.
+fn with_request(args: &ChatArgs, text: &str) -> String {
+    match args.generate {
+        true => format!("{text}{}", mgm_text::protocol::GENERATION_REQUEST),
+        false => text.to_string(),
     }
 }
 

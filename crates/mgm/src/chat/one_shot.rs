@@ -10,6 +10,7 @@ use crate::failure::Failure;
 use crate::{interrupt, model, stdout};
 
 use super::display::{self, Display};
+use super::generation::{Generation, Picture};
 
 /// The object that `--json` prints.
 #[derive(Debug, Serialize)]
@@ -19,6 +20,16 @@ struct JsonAnswer<'a> {
     stop: &'static str,
     tokens: JsonTokens,
     timings: JsonTimings,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    picture: Option<JsonPicture>,
+}
+
+/// The picture that was painted.
+#[derive(Debug, Serialize)]
+struct JsonPicture {
+    file: String,
+    prompt: String,
+    seed: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -50,6 +61,7 @@ pub(super) fn run(args: &ChatArgs, prompt: &str, started: Instant) -> Result<(),
         .iter()
         .map(|image| image.load())
         .collect::<Result<Vec<_>, _>>()?;
+    let mut generation = Generation::open(args)?;
     let load_started = Instant::now();
     let model = model::load(&args.model, args.template.as_deref())?;
     let loading = load_started.elapsed();
@@ -58,7 +70,7 @@ pub(super) fn run(args: &ChatArgs, prompt: &str, started: Instant) -> Result<(),
     let mut display = Display::new(&watch, !args.json);
     let mut session = model.session();
     let answer = session.ask(
-        prompt,
+        &super::with_request(args, prompt),
         pictures,
         &super::generate_options(args),
         &mut |event| display.on_event(event),
@@ -66,9 +78,18 @@ pub(super) fn run(args: &ChatArgs, prompt: &str, started: Instant) -> Result<(),
     display.finish()?;
     display::note_cut(&answer);
     let first_text = display.first_text().map(|first| first - started);
+    let name = model.name().to_string();
+    // Painting needs memory of its own.
+    drop(session);
+    drop(model);
+    let picture = match (&mut generation, answer.stop) {
+        (None, _) | (_, StopReason::Interrupted) => None,
+        (Some(generation), _) => paint(generation, &answer, args.json, &watch)?,
+    };
+    let asked_in_vain = generation.is_some() && picture.is_none();
     if args.json {
         stdout::write_json(&JsonAnswer {
-            model: model.name(),
+            model: &name,
             answer: &answer.text,
             stop: stop_name(&answer),
             tokens: JsonTokens {
@@ -87,6 +108,11 @@ pub(super) fn run(args: &ChatArgs, prompt: &str, started: Instant) -> Result<(),
                 start_to_first_token: first_text.map(|time| time.as_secs_f64()),
                 tokens_per_second: display::tokens_per_second(&answer),
             },
+            picture: picture.map(|picture| JsonPicture {
+                file: picture.file.display().to_string(),
+                prompt: picture.prompt,
+                seed: picture.seed,
+            }),
         })?;
     }
     if args.timings {
@@ -99,8 +125,28 @@ pub(super) fn run(args: &ChatArgs, prompt: &str, started: Instant) -> Result<(),
         StopReason::Interrupted => Err(Failure::interrupted(
             "interrupted: the answer is not complete",
         )),
+        StopReason::EndOfTurn | StopReason::Length if asked_in_vain => Err(Failure::failed(
+            "the model wrote no picture prompt between <h> and </h>",
+        )),
         StopReason::EndOfTurn | StopReason::Length => Ok(()),
     }
+}
+
+/// Paints the prompt that an answer holds, if it holds one, and tells where the picture is.
+fn paint(
+    generation: &mut Generation,
+    answer: &Answer,
+    json: bool,
+    watch: &interrupt::Watch,
+) -> Result<Option<Picture>, Failure> {
+    let Some(prompt) = Generation::prompt_of(&answer.text) else {
+        return Ok(None);
+    };
+    let picture = generation.paint(prompt, true, watch)?;
+    if !json {
+        stdout::write(format!("{}\n", picture.file.display()))?;
+    }
+    Ok(Some(picture))
 }
 
 fn stop_name(answer: &Answer) -> &'static str {
