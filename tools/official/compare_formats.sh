@@ -86,7 +86,7 @@ run "adapter, merged to bf16" merged. "$work/merged"
 rm -rf "$work/merged"
 [ "$family" != 2b ] || run "numerics of 4.38" erf. "$model" --gemma-numerics 4.38
 load "$work/out" "$model"
-row "$reference" "kept in bf16" "$work/out" --yardsticks 1
+row "$reference" "kept in bf16" "$work/out" --yardsticks 1 --step-yardsticks 1
 row "$reference" "(transformers in bf16)"
 
 echo
@@ -112,8 +112,9 @@ for type in $types; do
     header=
     [ "$type" != f32 ] || continue
     load "$work/out" "$file" --pictures 1
-    # One row at a time is rounded to 8 bits in blocks of 32: see docs/loading-report.md.
-    row "$same" "$type, as stored" "$work/out" --yardsticks 1 --step-yardsticks 5
+    # Over blocks, a few rows at a time are rounded to 8 bits: see docs/loading-report.md.
+    case $type in bf16 | f16) steps=1 ;; *) steps=5 ;; esac
+    row "$same" "$type, as stored" "$work/out" --yardsticks 1 --step-yardsticks $steps
     row "$same" "(transformers in bf16)"
     losses+=$("$python" "$here/compare.py" "$reference" "$type, as stored" "$work/out" $([ -n "$losses" ] || echo --header))$'\n'
 done

@@ -118,7 +118,7 @@ pub(crate) enum DtypeChoice {
     F32,
     /// bfloat16; quantised weights are expanded
     Bf16,
-    /// 16-bit floating point (GPU only)
+    /// 16-bit floating point, in which the official code runs; quantised weights are expanded
     F16,
 }
 

@@ -33,10 +33,7 @@ fn precision(args: &ModelArgs) -> Result<Precision, Failure> {
         DtypeChoice::Auto => Ok(Precision::Auto),
         DtypeChoice::F32 => Ok(Precision::F32),
         DtypeChoice::Bf16 => Ok(Precision::Bf16),
-        DtypeChoice::F16 => Err(Failure::failed(
-            "f16 weights need a GPU, and this run uses the CPU",
-        )
-        .hint("use --dtype bf16 or --dtype f32")),
+        DtypeChoice::F16 => Ok(Precision::F16),
     }
 }
 

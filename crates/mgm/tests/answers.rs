@@ -179,11 +179,10 @@ fn threads_and_types_do_not_change_the_answer_much() {
         .ok()
     };
     assert_eq!(ask(&["--threads", "1"]), ask(&["--threads", "2"]));
-    assert!(
-        !ask(&["--dtype", "bf16", "--device", "cpu"])
-            .trim()
-            .is_empty()
-    );
+    for dtype in ["bf16", "f16"] {
+        let answer = ask(&["--dtype", dtype, "--device", "cpu"]);
+        assert!(!answer.trim().is_empty(), "{dtype}");
+    }
 }
 
 #[test]

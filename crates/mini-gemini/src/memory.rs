@@ -85,7 +85,7 @@ impl Need {
         let bytes = match (precision, &info.element_type, info.shape.len()) {
             // Vectors are small and kept as f32.
             (_, _, 0 | 1) | (Precision::F32, ..) => 4,
-            (Precision::Bf16, ..) => 2,
+            (Precision::Bf16 | Precision::F16, ..) => 2,
             (Precision::Auto, ElementType::Bf16 | ElementType::F16, _) => 2,
             (Precision::Auto, ..) => 4,
         };

@@ -26,6 +26,8 @@ pub enum Precision {
     F32,
     /// bf16; quantised weights are expanded.
     Bf16,
+    /// f16, in which the official code runs; quantised weights are expanded. Values beyond ±65504 become infinite.
+    F16,
 }
 
 /// How to load a model.
@@ -114,6 +116,7 @@ impl MiniGemini {
         let storage = match options.precision {
             Precision::F32 => WeightStorage::F32,
             Precision::Bf16 => WeightStorage::Bf16,
+            Precision::F16 => WeightStorage::F16,
             Precision::Auto => WeightStorage::AsStored,
         };
         let (placement, warning) = fit(&checkpoint, options)?;
@@ -373,11 +376,11 @@ fn fit(checkpoint: &Checkpoint, options: &LoadOptions) -> Result<(Placement, Opt
             Placement::within(bytes, &checkpoint.weights, &decoder, positions)
         }
         // Weights that are to be converted cannot stay as they are.
-        Precision::F32 | Precision::Bf16 => Placement::ALL,
+        Precision::F32 | Precision::Bf16 | Precision::F16 => Placement::ALL,
     };
     let layers = checkpoint.config.num_hidden_layers;
     let consequence = match (options.precision, placement) {
-        (Precision::F32 | Precision::Bf16, _) => {
+        (Precision::F32 | Precision::Bf16 | Precision::F16, _) => {
             "it may fail; kept as stored (dtype auto), what does not fit would stay in its files"
                 .to_string()
         }

@@ -66,7 +66,7 @@ fn what_does_not_fit_stays_in_its_files_and_computes_the_same() {
 /// A type that is asked for is kept; the warning says what else there is.
 #[test]
 fn weights_to_be_converted_are_converted() {
-    for precision in [Precision::F32, Precision::Bf16] {
+    for precision in [Precision::F32, Precision::Bf16, Precision::F16] {
         let (model, notes) = load_within("llama", 1 << 20, precision);
         assert!(
             notes.len() == 1 && notes[0].contains("dtype auto"),
@@ -93,4 +93,24 @@ fn experts_are_loaded_when_a_token_needs_them() {
     // A model of another kind has none.
     let (model, _) = load_within("llama", PLENTY, Precision::Auto);
     assert_eq!(model.decoder().experts_loaded(), (0, 0));
+}
+
+/// Every layer is told when it is loaded, and the towers before they are.
+#[test]
+fn loading_tells_how_far_it_is() {
+    let source = ModelSource::Path(fixture("llama"));
+    let mut told = Vec::new();
+    let options = LoadOptions {
+        available_memory: Some(PLENTY),
+        ..LoadOptions::default()
+    };
+    MiniGemini::load_with_progress(&source, &options, &mut |event| {
+        told.push(match event {
+            LoadEvent::Layer { done, total } => format!("{done} of {total}"),
+            LoadEvent::Vision => "vision".to_string(),
+            other => panic!("{other:?}"),
+        });
+    })
+    .unwrap();
+    assert_eq!(told, ["1 of 3", "2 of 3", "3 of 3", "vision"]);
 }

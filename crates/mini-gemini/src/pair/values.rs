@@ -44,8 +44,8 @@ impl Values<'_> {
                 let pieces = bytes.len().div_ceil(4 * CHUNK).max(1) as u64;
                 for piece in bytes.chunks(4 * CHUNK) {
                     emit(piece, values / pieces)?;
+                    self.0.weights.release(source);
                 }
-                self.0.weights.release(source);
                 continue;
             }
             let importance = importance.and_then(|all| all.get(index * width..(index + 1) * width));
@@ -69,8 +69,9 @@ impl Values<'_> {
                     })?;
                 emit(&bytes, values.len() as u64)?;
                 start = range.end;
+                // What was read is not read again; an embedding's pages alone would be a gigabyte.
+                self.0.weights.release(source);
             }
-            self.0.weights.release(source);
         }
         Ok(())
     }
