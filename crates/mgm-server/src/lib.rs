@@ -1,0 +1,1 @@
+//! An OpenAI-compatible HTTP server and a web page for Mini-Gemini models.
