@@ -5,6 +5,10 @@ import { toMessages } from './api/request.js';
 import { fromDataUrl, toDataUrl } from './picture/intake.js';
 import { addText, append, newId, pathTo } from './store/thread.js';
 
+/** How long a page may take to hear that it goes away, in milliseconds. */
+const LEAVING = 250;
+const CONNECTION = ['network', 'broken'];
+
 /** Events: `start` and `end` (detail: the conversation and the message). */
 export class Answering extends EventTarget {
   #client;
@@ -22,6 +26,8 @@ export class Answering extends EventTarget {
     this.#client = client;
     this.#library = library;
     this.#preferences = preferences;
+    // An answer that ends because the page goes away was stopped; it did not fail.
+    addEventListener('pagehide', () => this.#running.forEach((control) => control.abort()));
   }
 
   /** @param {string} id of a conversation */
@@ -59,10 +65,13 @@ export class Answering extends EventTarget {
       }
       message.status = reason === 'length' ? 'length' : 'done';
     } catch (error) {
+      const failure = error instanceof Failure ? error : unreachable();
+      // When the page goes away, its connections break first and `pagehide` comes after.
+      if (!control.signal.aborted && CONNECTION.includes(failure.kind)) await new Promise((resolve) => setTimeout(resolve, LEAVING));
       if (control.signal.aborted) message.status = 'stopped';
       else {
         message.status = 'failed';
-        message.failure = (error instanceof Failure ? error : unreachable()).toRecord();
+        message.failure = failure.toRecord();
       }
     }
     message.times.total = performance.now() - started;

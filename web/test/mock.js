@@ -28,16 +28,21 @@ const PAINTED =
   'iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAEUlEQVR4nGO4o6GBFTEMLQkAfTBAAc5mLZgAAAAASUVORK5CYII=';
 
 /**
- * @param {{port?: number, key?: string, painting?: boolean}} options
+ * @param {{port?: number, key?: string, painting?: boolean, unready?: number}} options `unready`: so many requests come too early
  * @returns {Promise<{url: string, requests: object[], cut: number, close: () => Promise<void>}>} `requests` are the bodies of chat requests;
  *   `cut` counts streams that their client left
  */
-export async function startMock({ port = 0, key = '', painting = false } = {}) {
+export async function startMock({ port = 0, key = '', painting = false, unready = 0 } = {}) {
   const state = { requests: [], cut: 0, failures: 0 };
+  let refusals = unready;
   const server = createServer(async (request, response) => {
     const { pathname } = new URL(request.url, 'http://mock');
     if (!pathname.startsWith('/v1/')) return file(pathname, response);
     if (key && request.headers.authorization !== `Bearer ${key}`) return refuse(response, 401, 'Incorrect API key provided.', 'invalid_api_key');
+    if (refusals > 0) {
+      refusals -= 1;
+      return refuse(response, 503, 'The model is being loaded.', 'model_loading', { 'Retry-After': '1' });
+    }
     if (pathname === '/v1/models') return json(response, 200, models(painting));
     const body = JSON.parse(await text(request));
     if (pathname === '/v1/mining') return json(response, 200, mining(body));
@@ -99,7 +104,7 @@ const CUES = [
   ['rich', (response) => stream(response, pieces(RICH), 1)],
   ['hostile', (response) => stream(response, pieces(HOSTILE), 1)],
   ['forever', (response, state) => stream(response, endless(), 30, state)],
-  ['cut off', (response) => stream(response, pieces('It begins well and then'), 10).then(() => response.destroy()), { open: true }],
+  ['cut off', (response) => breakOff(response)],
   ['busy', (response) => refuse(response, 429, 'The queue is full (32 requests).', 'queue_full', { 'Retry-After': '3' })],
   ['too long', (response) => refuse(response, 400, 'The prompt has 3000 tokens; the context holds 2048.', 'context_length_exceeded')],
   ['broken', (response) => refuse(response, 500, 'internal error', 'internal')],
@@ -112,8 +117,7 @@ function chat(body, response, state) {
   const words = typeof question === 'string' ? question : question.map((part) => part.text ?? '').join('');
   const pictures = typeof question === 'string' ? 0 : question.filter((part) => part.type === 'image_url').length;
   if (words.includes('once') && state.failures++ === 0) return refuse(response, 503, 'starting', 'not_ready');
-  const cue = CUES.find(([word]) => words.includes(word));
-  if (cue?.[2]?.open) return open(response, words);
+  const cue = CUES.find(([word]) => words === word || words.startsWith(`${word} `));
   if (cue) return cue[1](response, state);
   const seen = pictures === 0 ? 'You said: ' : pictures === 1 ? 'A cat. You asked: ' : `${pictures} pictures. You asked: `;
   return stream(response, pieces(seen + words), 5);
@@ -165,7 +169,7 @@ function finish(response, count, reason = 'stop') {
 }
 
 /** A stream that ends in the middle. */
-async function open(response) {
+async function breakOff(response) {
   begin(response);
   for (const content of pieces('It begins well and then')) {
     send(response, { choices: [{ index: 0, delta: { content } }] });

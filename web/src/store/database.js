@@ -66,6 +66,8 @@ class BrowserDatabase {
     return this.#write((conversationStore, pictureStore) => {
       conversationStore.put(conversation);
       for (const picture of pictures) pictureStore.put(picture);
+      // Not at the end of the next event: a page that is going away has none.
+      conversationStore.transaction.commit();
     });
   }
 

@@ -13,7 +13,7 @@ export class Sidebar {
   #context;
   #list = element('nav', { class: 'conversations', 'aria-label': 'Conversations' });
   #search;
-  #renaming = null;
+  #renaming = false;
 
   constructor(root, context) {
     this.#context = context;
@@ -39,6 +39,8 @@ export class Sidebar {
   }
 
   render() {
+    // What is being typed there must not be taken away.
+    if (this.#renaming && this.#list.contains(document.activeElement)) return;
     const query = this.#search.value;
     const all = this.#context.library.list();
     const found = all.filter((conversation) => matches(conversation, query));
@@ -55,8 +57,7 @@ export class Sidebar {
         element('ul', {}, ...conversations.map((conversation) => this.#item(conversation))),
       ]),
     );
-    if (this.#renaming) this.#list.querySelector('input')?.focus();
-    else if (focused) this.focusItem(focused.conversation);
+    if (focused) this.focusItem(focused.conversation);
   }
 
   /** Puts the focus on a conversation of the list; on the button for a new one when there is none. */
@@ -75,7 +76,6 @@ export class Sidebar {
   #item(conversation) {
     const { id } = conversation;
     const title = titleOf(conversation);
-    if (this.#renaming === id) return element('li', { 'data-conversation': id }, this.#renameField(id, title));
     const current = this.#context.current() === id;
     return element(
       'li',
@@ -84,24 +84,21 @@ export class Sidebar {
       element(
         'div',
         { class: 'item-actions' },
-        iconButton('edit', `Rename \u201c${title}\u201d`, () => {
-          this.#renaming = id;
-          this.render();
-        }),
+        iconButton('edit', `Rename \u201c${title}\u201d`, ({ currentTarget }) => this.#rename(currentTarget.closest('li'), id, title)),
         iconButton('trash', `Delete \u201c${title}\u201d`, () => this.#context.ondelete(id)),
       ),
     );
   }
 
-  #renameField(id, title) {
+  #rename(item, id, title) {
     const field = element('input', { type: 'text', value: title, maxlength: '200', 'aria-label': 'New title' });
     const done = (keep) => {
-      if (this.#renaming !== id) return;
-      this.#renaming = null;
+      if (!this.#renaming) return;
+      this.#renaming = false;
       const renamed = field.value.trim();
       const hadFocus = document.activeElement === field;
       if (keep && renamed && renamed !== title) this.#context.onrename(id, renamed);
-      else this.render();
+      this.render();
       if (hadFocus) this.focusItem(id);
     };
     field.addEventListener('keydown', (event) => {
@@ -112,9 +109,10 @@ export class Sidebar {
       }
     });
     field.addEventListener('blur', () => done(true));
-    // Ready to be typed over.
-    setTimeout(() => field.select());
-    return field;
+    this.#renaming = true;
+    item.replaceChildren(field);
+    field.focus();
+    field.select();
   }
 }
 
