@@ -59,7 +59,7 @@ export class Answering extends EventTarget {
     try {
       const body = await this.#body(conversation, question, model, draw);
       let reason = 'stop';
-      for await (const event of this.#client.chat(body, control.signal)) {
+      for await (const event of this.#client.chat(body, conversation.id, control.signal)) {
         if (event.type === 'finish') reason = event.reason;
         else await this.#take(event, conversation, message, started);
       }

@@ -247,7 +247,7 @@ export class App {
   /** What the model mined in a picture; asked for once. */
   async #mining(model, picture, signal) {
     const name = `${model} ${picture.id}`;
-    if (!this.#minings.has(name)) this.#minings.set(name, await this.#client.mining(model, await toDataUrl(picture.blob), signal));
+    if (!this.#minings.has(name)) this.#minings.set(name, await this.#client.mining(model, await toDataUrl(picture.blob), picture.conversation, signal));
     return this.#minings.get(name);
   }
 

@@ -29,11 +29,11 @@ const PAINTED =
 
 /**
  * @param {{port?: number, key?: string, painting?: boolean, unready?: number}} options `unready`: so many requests come too early
- * @returns {Promise<{url: string, requests: object[], cut: number, close: () => Promise<void>}>} `requests` are the bodies of chat requests;
- *   `cut` counts streams that their client left
+ * @returns {Promise<{url: string, requests: object[], cut: number, close: () => Promise<void>}>} `requests` are the bodies of chat requests, `conversations`
+ *   their `X-Conversation` headers; `cut` counts streams that their client left
  */
 export async function startMock({ port = 0, key = '', painting = false, unready = 0 } = {}) {
-  const state = { requests: [], cut: 0, failures: 0 };
+  const state = { requests: [], conversations: [], cut: 0, failures: 0 };
   let refusals = unready;
   const server = createServer(async (request, response) => {
     const { pathname } = new URL(request.url, 'http://mock');
@@ -47,6 +47,7 @@ export async function startMock({ port = 0, key = '', painting = false, unready 
     const body = JSON.parse(await text(request));
     if (pathname === '/v1/mining') return json(response, 200, mining(body));
     state.requests.push(body);
+    state.conversations.push(request.headers['x-conversation']);
     return chat(body, response, state);
   });
   await new Promise((resolve) => server.listen(port, '127.0.0.1', resolve));

@@ -48,6 +48,9 @@ test('a picture in, a streamed answer out, and a reload keeps both', async (t) =
   await ask(page, 'And now?');
   assert.deepEqual(lastRequest().messages.map(({ role }) => role), ['user', 'assistant', 'user']);
   assert.equal(pictureParts(lastRequest().messages[0]).length, 1);
+  const [first, second] = server.conversations.slice(-2);
+  assert.equal(first, new URL(page.url()).hash.slice(1));
+  assert.equal(second, first);
 });
 
 test('text appears while it is written; the button stops it, and what came stays', async (t) => {
@@ -611,10 +614,10 @@ for (const colorScheme of ['light', 'dark']) {
       await state('attached');
       await send('Which is the cat?', 1);
       await state('conversation');
-      await send('busy', 2);
-      await state('error');
-      await send('rich', 3);
+      await send('rich', 2);
       await state('rich');
+      await send('busy', 3);
+      await state('error');
       await page.locator('[aria-label="Edit and ask again"]').first().click();
       await state('edit');
       await page.keyboard.press('Escape');

@@ -40,16 +40,6 @@ const ASSETS: &[Asset] = assets! {
         "icon.svg"
     }
     "web/" CSS {
-        "node_modules/playwright-core/lib/vite/dashboard/assets/codeMirrorModule--QdMvsKi.css"
-        "node_modules/playwright-core/lib/vite/dashboard/assets/index-BnQkOdFO.css"
-        "node_modules/playwright-core/lib/vite/htmlReport/report.css"
-        "node_modules/playwright-core/lib/vite/recorder/assets/codeMirrorModule--QdMvsKi.css"
-        "node_modules/playwright-core/lib/vite/recorder/assets/index-BZpYJZ-P.css"
-        "node_modules/playwright-core/lib/vite/traceViewer/codeMirrorModule.-QdMvsKi.css"
-        "node_modules/playwright-core/lib/vite/traceViewer/defaultSettingsView.C8BeHuxd.css"
-        "node_modules/playwright-core/lib/vite/traceViewer/index.B_TqY17P.css"
-        "node_modules/playwright-core/lib/vite/traceViewer/uiMode.CyMfwkXJ.css"
-        "node_modules/playwright-core/lib/vite/traceViewer/xtermModule.kHJ-D0s7.css"
         "style/base.css"
         "style/conversation.css"
         "style/dialogs.css"

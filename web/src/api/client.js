@@ -33,12 +33,14 @@ export class Client {
   /**
    * Asks for an answer and hands out what comes, as it comes.
    * @param {object} body of /v1/chat/completions, without `stream`
+   * @param {string} conversation its identifier
    * @param {AbortSignal} signal
    * @returns {AsyncGenerator<AnswerEvent>}
    */
-  async *chat(body, signal) {
+  async *chat(body, conversation, signal) {
     const response = await this.#request('v1/chat/completions', {
       signal,
+      conversation,
       body: { ...body, stream: true, stream_options: { include_usage: true } },
     });
     if (response.headers.get('content-type')?.startsWith(JSON_TYPE)) {
@@ -66,21 +68,25 @@ export class Client {
    * What region of the picture every patch mined. The answer is checked, because drawing relies on its sizes.
    * @param {string} model
    * @param {string} url data URL of the picture
+   * @param {string} conversation its identifier
+   * @param {AbortSignal} signal
    * @returns {Promise<{image: {width: number, height: number}, views: MiningView[]}>}
    */
-  async mining(model, url, signal) {
-    const response = await this.#request('v1/mining', { signal, body: { model, image_url: { url } } });
+  async mining(model, url, conversation, signal) {
+    const response = await this.#request('v1/mining', { signal, conversation, body: { model, image_url: { url } } });
     const body = await response.json().catch(() => null);
     const views = Array.isArray(body?.views) ? body.views : [];
     if (!views.length || !views.every(isMiningView)) throw new Failure('server', 'The server\u2019s account of this picture cannot be read.');
     return { image: body.image, views };
   }
 
-  async #request(path, { signal, body }) {
+  async #request(path, { signal, conversation, body }) {
     const headers = { Accept: body?.stream ? `text/event-stream, ${JSON_TYPE}` : JSON_TYPE };
     const key = this.#key();
     if (key) headers.Authorization = `Bearer ${key}`;
     if (body) headers['Content-Type'] = JSON_TYPE;
+    // In front of several servers, a proxy can send a conversation to the one that remembers it.
+    if (conversation) headers['X-Conversation'] = conversation;
     let response;
     try {
       response = await fetch(new URL(path, this.#base), {

@@ -117,7 +117,7 @@ export function heatPixels(view, patch, opacity) {
       const strength = intensity(weight, weights.length);
       const at = ((top + Math.floor(cell / view.cell_columns)) * width + left + (cell % view.cell_columns)) * 4;
       pixels.set(heat(strength), at);
-      pixels[at + 3] = 255 * opacity * (0.35 + 0.65 * strength);
+      pixels[at + 3] = 255 * opacity * (0.1 + 0.9 * strength);
     });
   }
   return { pixels, width, height };

@@ -32,7 +32,7 @@ export class ConversationView {
     scroller.append(this.#list);
     scroller.after(this.#latest);
     scroller.addEventListener('scroll', () => {
-      this.#follow = this.#atEnd();
+      this.#follow = this.#list.hidden || this.#atEnd();
       this.#latest.hidden = this.#follow;
     });
     // Pictures that arrive late and a keyboard that opens move the end.
@@ -46,6 +46,7 @@ export class ConversationView {
     this.#list.replaceChildren();
     this.#editing = null;
     this.#follow = true;
+    this.#latest.hidden = true;
     this.render(conversation);
   }
 

@@ -243,7 +243,7 @@ class Inside {
     const strength = intensity(weight, count);
     const [red, green, blue] = heat(strength);
     const cell = element('td', {}, element('span', { class: numbers ? null : 'visually-hidden' }, String(Math.round(weight * 100))));
-    cell.style.backgroundColor = `rgb(${red} ${green} ${blue} / ${(this.#opacity * (0.25 + 0.6 * strength)).toFixed(3)})`;
+    cell.style.backgroundColor = `rgb(${red} ${green} ${blue} / ${(this.#opacity * (0.1 + 0.75 * strength)).toFixed(3)})`;
     return cell;
   }
 }
