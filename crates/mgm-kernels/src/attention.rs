@@ -1,8 +1,10 @@
 //! Scaled dot-product attention with an online softmax (Dao et al., FlashAttention), forward and backward.
 
 mod backward;
+mod paged;
 
 pub use backward::{attention_backward, attention_backward_at};
+pub use paged::{BLOCK_POSITIONS, PagedSequence, PagedShape, paged_attention, paged_attention_at};
 
 use rayon::prelude::*;
 
