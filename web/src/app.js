@@ -5,7 +5,7 @@ import { Client } from './api/client.js';
 import { element } from './dom.js';
 import { takePicture, toDataUrl } from './picture/intake.js';
 import { Library } from './store/library.js';
-import { Preferences } from './store/preferences.js';
+import { Preferences, keepDraft, takeDraft } from './store/preferences.js';
 import { append, choose, newConversation, newId, path, picturesOf, textOf, titleOf } from './store/thread.js';
 import { pack, unpack } from './store/transfer.js';
 import { announce, announceAnswer } from './view/announce.js';
@@ -35,6 +35,8 @@ export class App {
   #models = [];
   /** The shown conversation; it is in the library once something was asked. */
   #conversation = newConversation();
+  /** Whether the pictures that are shown offer to look inside. */
+  #looksInside = false;
   #minings = new Map();
   #drafts = new Map();
 
@@ -50,6 +52,7 @@ export class App {
       onrename: (id, title) => this.#rename(id, title),
       ondelete: (id) => this.#delete(id),
       onsettings: () => this.#settings(),
+      isRunning: (id) => this.#answering.isRunning(id),
     });
     this.#view = new ConversationView(document.getElementById('scroller'), this.#messageActions());
     this.#welcome = welcome((file, question) => this.#tryExample(file, question));
@@ -66,7 +69,8 @@ export class App {
     document.getElementById('composer').append(this.#composer.root);
     this.#listen();
     this.#route();
-    this.#sidebar.render();
+    const draft = takeDraft();
+    if (draft && draft.id === (this.#stored ? this.#conversation.id : '')) this.#composer.set({ text: draft.text, pictures: [] });
     if (!this.#library.persistent) toast('This browser keeps nothing for this page (a private window, perhaps). Conversations last until it closes.');
     await this.#connect();
   }
@@ -89,6 +93,7 @@ export class App {
     });
     this.#library.addEventListener('trouble', ({ detail }) => toast(detail));
     this.#answering.addEventListener('start', () => this.#showRunning());
+    addEventListener('pagehide', () => keepDraft({ id: this.#stored ? this.#conversation.id : '', text: this.#composer.draft.text }));
     this.#answering.addEventListener('end', ({ detail }) => this.#ended(detail));
     this.#preferences.addEventListener('change', ({ detail }) => {
       if (detail === 'model') this.#showModel();
@@ -100,6 +105,11 @@ export class App {
       event.preventDefault();
       this.#composer.focus();
     });
+  }
+
+  /** Whether the shown conversation is in the library: something was asked in it. */
+  get #stored() {
+    return Boolean(this.#library.get(this.#conversation.id));
   }
 
   /** Shows the conversation that the address names. */
@@ -118,7 +128,6 @@ export class App {
     this.#view.open(conversation ? this.#conversation : null);
     this.#showTitle();
     this.#showRunning();
-    this.#sidebar.render();
     this.#shell.closeSidebar();
     if (focus) this.#composer.focus();
   }
@@ -133,6 +142,7 @@ export class App {
 
   #showRunning() {
     this.#composer.setRunning(this.#answering.isRunning(this.#conversation.id));
+    this.#sidebar.render();
   }
 
   // --- asking ---
@@ -272,18 +282,13 @@ export class App {
       this.#sidebar.focusItem(id);
       announce('The conversation is back');
     };
-    const list = () => {
-      this.#sidebar.focusItem(next);
-      return null;
-    };
-    announce(`Deleted \u201c${titleOf(conversation)}\u201d. Undo is possible.`);
-    toast(`Deleted \u201c${titleOf(conversation)}\u201d.`, { label: 'Undo', run: undo, takesFocus: true, returnTo: list }, () => removed.forget());
+    toast(`Deleted \u201c${titleOf(conversation)}\u201d.`, { label: 'Undo', run: undo, takesFocus: true, left: () => this.#sidebar.focusItem(next) });
   }
 
   async #clear() {
     for (const { id } of this.#library.list()) {
       this.#answering.stop(id);
-      await this.#library.remove(id).forget();
+      await this.#library.remove(id).gone;
     }
     this.#open(null, false);
     document.querySelector('dialog[open]')?.close();
@@ -314,10 +319,8 @@ export class App {
       }
       const count = imported.length === 1 ? '1 conversation' : `${imported.length} conversations`;
       toast(`Imported ${count}.`);
-      announce(`Imported ${count}`);
     } catch (error) {
       toast(error.message);
-      announce(error.message, 'alert');
     }
   }
 
@@ -351,6 +354,7 @@ export class App {
     } catch (failure) {
       this.#models = failure.kind === 'key' ? [] : this.#models;
       const wait = TRY_AGAIN[Math.min(attempt, TRY_AGAIN.length - 1)];
+      announce(failure.message);
       if (failure.kind === 'key') this.#shell.setTrouble(failure.message, { label: 'Enter the API key', run: () => this.#settings('key') });
       else this.#shell.setTrouble(failure.message, { label: 'Try again', run: () => this.#connect(false) });
       if (keepTrying && failure.kind !== 'key') setTimeout(() => this.#models.length || this.#connect(true, attempt + 1), wait);
@@ -362,6 +366,8 @@ export class App {
     this.#shell.setModel(this.#model?.id ?? '');
     this.#composer.setPainting(this.#model?.painting ?? false);
     // Pictures offer to look inside only when the model can show it.
-    if (path(this.#conversation).length) this.#view.open(this.#conversation);
+    const inside = this.#model?.mining ?? false;
+    if (inside !== this.#looksInside && path(this.#conversation).length) this.#view.open(this.#conversation);
+    this.#looksInside = inside;
   }
 }

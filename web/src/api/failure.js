@@ -31,6 +31,7 @@ export class Failure extends Error {
  */
 export function describe(status, body, retryAfter, keyGiven) {
   const { message: detail, code } = serverError(body);
+  if (code === 'model_loading') return new Failure('loading', 'The model is still being loaded. This takes a moment.');
   const seconds = Math.min(Number.parseInt(retryAfter ?? '', 10) || 0, 3600);
   switch (status) {
     case 401:

@@ -5,8 +5,8 @@ import { copyButton } from '../view/copy.js';
 import { parseBlocks } from './blocks.js';
 import { parseInline } from './inline.js';
 
-/** Headings of an answer stand below the page's own. */
-const TOP_HEADING = 3;
+/** Headings of an answer stand below the page's own, of which two levels are in use. */
+const PAGE_LEVELS = 2;
 
 /**
  * A place that shows a growing text. Blocks that did not change keep their elements, so that what is selected or scrolled stays so.
@@ -15,7 +15,7 @@ export class MarkdownView {
   #shown = [];
 
   constructor() {
-    this.root = element('div', { class: 'prose' });
+    this.root = element('div', { class: 'prose', dir: 'auto' });
   }
 
   /** @param {string} text all of the text, not the new piece */
@@ -24,24 +24,27 @@ export class MarkdownView {
     let kept = 0;
     while (kept < blocks.length && kept < this.#shown.length && blocks[kept].raw === this.#shown[kept].raw) kept += 1;
     for (const { node } of this.#shown.splice(kept)) node.remove();
+    let level = this.#shown.at(-1)?.level ?? 0;
     for (const block of blocks.slice(kept)) {
-      const node = renderBlock(block);
-      this.#shown.push({ raw: block.raw, node });
+      // Whatever level a text begins with, its outline skips none: those who go from heading to heading would miss the ones between.
+      if (block.type === 'heading') level = Math.min(block.level, level + 1);
+      const node = renderBlock(block, level);
+      this.#shown.push({ raw: block.raw, node, level });
       this.root.append(node);
     }
   }
 }
 
-function renderBlock(block) {
+function renderBlock(block, level = 1) {
   switch (block.type) {
     case 'heading':
-      return element(`h${Math.min(block.level + TOP_HEADING - 1, 6)}`, {}, ...inline(block.text));
+      return element(`h${Math.min(level + PAGE_LEVELS, 6)}`, { class: `heading-${block.level}` }, ...inline(block.text));
     case 'code':
       return codeBlock(block);
     case 'rule':
       return element('hr');
     case 'quote':
-      return element('blockquote', {}, ...block.blocks.map(renderBlock));
+      return element('blockquote', {}, ...block.blocks.map((inner) => renderBlock(inner)));
     case 'list':
       return list(block);
     case 'table':
@@ -55,7 +58,7 @@ function codeBlock({ language, text }) {
   const name = language ? `Code, ${language}` : 'Code';
   return element(
     'figure',
-    { class: 'code' },
+    { class: 'code', dir: 'ltr' },
     element('figcaption', {}, element('span', {}, language || 'text'), copyButton(() => text, 'Copy code')),
     // Long lines scroll, also with the keyboard.
     element('pre', { tabindex: '0', role: 'region', 'aria-label': name }, element('code', {}, text)),

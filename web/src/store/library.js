@@ -83,8 +83,8 @@ export class Library extends EventTarget {
   }
 
   /**
-   * Removes a conversation from the list. It is gone for good when `forget` is called; `restore` brings it back.
-   * @returns {{forget: () => Promise<void>, restore: () => void}}
+   * Removes a conversation and its pictures.
+   * @returns {{gone: Promise<unknown>, restore: () => void}} `gone` when they are; `restore` brings them back
    */
   remove(id) {
     const conversation = this.#conversations.get(id);
@@ -92,16 +92,24 @@ export class Library extends EventTarget {
     clearTimeout(this.#saveTimers.get(id));
     this.#saveTimers.delete(id);
     this.#announce('list');
-    return {
-      forget: async () => {
-        await this.#database.delete(id);
-        this.#channel?.postMessage({ removed: id });
-      },
-      restore: () => {
-        this.#conversations.set(id, conversation);
-        this.#announce('list');
-      },
+    const gone = this.#forget(id).catch((error) => {
+      this.#announce('trouble', saveTrouble(error));
+      return [];
+    });
+    const restore = () => {
+      this.#conversations.set(id, conversation);
+      this.#announce('list');
+      gone.then((pictures) => this.save(conversation, pictures));
     };
+    return { gone, restore };
+  }
+
+  /** Takes a conversation out of the database; resolves to its pictures. */
+  async #forget(id) {
+    const pictures = await this.#database.picturesOf(id);
+    await this.#database.delete(id);
+    this.#channel?.postMessage({ removed: id });
+    return pictures;
   }
 
   /** @returns {Promise<import('./database.js').Picture | undefined>} */

@@ -69,6 +69,21 @@ export function parseParameter({ minimum, maximum, whole }, typed) {
   return number;
 }
 
+/**
+ * Keeps a question that is being written over a reload of the tab.
+ * @param {{id: string, text: string}} draft with the conversation that it belongs to
+ */
+export function keepDraft(draft) {
+  write(sessionStore(), `${NAME}-draft`, draft.text ? draft : null);
+}
+
+/** The kept draft, once. */
+export function takeDraft() {
+  const draft = read(sessionStore(), `${NAME}-draft`);
+  write(sessionStore(), `${NAME}-draft`, null);
+  return draft;
+}
+
 // Merely naming the storages throws where cookies are forbidden.
 function localStore() {
   try {

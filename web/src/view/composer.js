@@ -34,6 +34,7 @@ export class Composer {
     this.#field = element('textarea', {
       id,
       rows: '1',
+      dir: 'auto',
       'aria-label': options.label,
       placeholder: options.placeholder ?? '',
       oninput: () => this.#changed(),

@@ -30,7 +30,7 @@ export class MessageView {
     this.root = element('li', { class: `message ${message.role}`, 'data-message': message.id });
     const heading = element('h2', { class: 'visually-hidden' }, message.role === 'user' ? 'You' : (message.model ?? 'Answer'));
     if (message.role === 'user') {
-      this.#prose = element('div', { class: 'bubble' });
+      this.#prose = element('div', { class: 'bubble', dir: 'auto' });
       this.root.append(heading, this.#pictures, this.#prose, this.#foot);
     } else {
       this.#prose = new MarkdownView();

@@ -140,7 +140,7 @@ function data(context) {
   const button = (label, onclick, name = 'button', disabled = false) => element('button', { type: 'button', class: name, onclick, disabled }, label);
   return section(
     'Conversations',
-    element('p', { class: 'hint' }, 'They are kept in this browser, pictures included. The server keeps none.'),
+    element('p', { class: 'hint' }, 'They are kept in this browser, pictures included. The server does not store them.'),
     element(
       'div',
       { class: 'dialog-buttons start' },

@@ -10,7 +10,7 @@ export class Shell {
   #main = document.getElementById('main');
   #title = element('h1');
   #model = element('p', { class: 'model' });
-  #trouble = element('div', { class: 'trouble', role: 'status', hidden: true });
+  #trouble = element('div', { class: 'trouble', hidden: true });
   #menu;
   #theme;
 

@@ -7,7 +7,8 @@ const DAY = 24 * 60 * 60 * 1000;
 
 /**
  * @param {{library: import('../store/library.js').Library, current: () => string, onnew: () => void,
- *   onrename: (id: string, title: string) => void, ondelete: (id: string) => void, onsettings: () => void, onchoose: () => void}} context
+ *   onrename: (id: string, title: string) => void, ondelete: (id: string) => void, onsettings: () => void, onchoose: () => void,
+ *   isRunning: (id: string) => boolean}} context
  */
 export class Sidebar {
   #context;
@@ -77,10 +78,11 @@ export class Sidebar {
     const { id } = conversation;
     const title = titleOf(conversation);
     const current = this.#context.current() === id;
+    const running = this.#context.isRunning(id) && element('span', { class: 'busy' }, element('span', { class: 'visually-hidden' }, ' (answering)'));
     return element(
       'li',
       { 'data-conversation': id, class: current ? 'current' : null },
-      element('a', { href: `#${id}`, 'aria-current': current ? 'page' : null, title, onclick: this.#context.onchoose }, title),
+      element('a', { href: `#${id}`, 'aria-current': current ? 'page' : null, title, onclick: this.#context.onchoose }, title, running),
       element(
         'div',
         { class: 'item-actions' },

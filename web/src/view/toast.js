@@ -1,25 +1,29 @@
 // Short notices at the edge of the page, with at most one thing to do about them.
 
 import { element, iconButton } from '../dom.js';
+import { announce } from './announce.js';
 
 const SHOWN_FOR = 8000;
 
 /**
  * @param {string} text
- * @param {{label: string, run: () => void, takesFocus?: boolean, returnTo?: () => HTMLElement | null}} [action]
- * @param {() => void} [gone] called once when the notice goes away without the action
+ * @param {{label: string, run: () => void, takesFocus?: boolean, left?: () => void}} [action] `left` is called when the notice goes away
+ *   while it has the focus
  */
-export function toast(text, action, gone) {
+export function toast(text, action) {
   let timer;
   const end = (acted) => {
     clearTimeout(timer);
     const focused = notice.contains(document.activeElement);
     notice.remove();
-    if (!acted) gone?.();
-    if (focused) action?.returnTo?.()?.focus();
+    if (focused && !acted) action?.left?.();
   };
-  const act = action && element('button', { type: 'button', class: 'text-button', onclick: () => (end(true), action.run()) }, action.label);
-  const notice = element('div', { class: 'toast' }, element('p', {}, text), act, iconButton('close', 'Dismiss', () => end(false)));
+  const act = () => {
+    end(true);
+    action.run();
+  };
+  const button = action && element('button', { type: 'button', class: 'text-button', onclick: act }, action.label);
+  const notice = element('div', { class: 'toast' }, element('p', {}, text), button, iconButton('close', 'Dismiss', () => end(false)));
   // Whoever reads it, or is about to press its button, has all the time in the world.
   const wait = () => {
     clearTimeout(timer);
@@ -29,7 +33,7 @@ export function toast(text, action, gone) {
     }, SHOWN_FOR);
   };
   (document.querySelector('dialog[open]') ?? document.getElementById('toasts')).append(notice);
+  announce(text);
   wait();
-  if (action?.takesFocus) act.focus();
-  return { dismiss: () => end(false) };
+  if (action?.takesFocus) button.focus();
 }
