@@ -74,7 +74,7 @@ function count(number) {
  */
 export function intensity(weight, cells) {
   const ratio = weight * cells;
-  return ratio / (ratio + 1.2);
+  return ratio ** 2 / (ratio ** 2 + 2.25);
 }
 
 /** Colours from cold to hot, dark to light, so that the order survives without hue. */

@@ -142,7 +142,7 @@ class Inside {
       ),
     );
     // Begins where there is most to see.
-    this.#chosen = mostSelective(this.#view, this.#image);
+    this.#chosen = mostSelective(this.#view);
     this.#draw();
   }
 
@@ -267,16 +267,14 @@ function place(node, left, top, width, height) {
   node.style.height = `${height * 100}%`;
 }
 
-/** The patch, among those that show something of the picture, whose largest weight is largest. */
-function mostSelective({ region, rows, columns, weights }, image) {
+/** The patch in the middle half of a view, where the eye is, whose largest weight is largest. */
+function mostSelective({ rows, columns, weights }) {
+  const middle = (at, size) => Math.abs((at + 0.5) / size - 0.5) <= 0.25;
   let best = 0;
   let most = -1;
   weights.forEach((row, patch) => {
-    const x = region.x + (((patch % columns) + 0.5) / columns) * region.width;
-    const y = region.y + ((Math.floor(patch / columns) + 0.5) / rows) * region.height;
-    const inside = x >= 0 && y >= 0 && x < image.naturalWidth && y < image.naturalHeight;
     const largest = Math.max(...row);
-    if (inside && largest > most) {
+    if (largest > most && middle(patch % columns, columns) && middle(Math.floor(patch / columns), rows)) {
       most = largest;
       best = patch;
     }

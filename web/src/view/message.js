@@ -15,7 +15,8 @@ import { copyButton } from './copy.js';
 export class MessageView {
   #message;
   #actions;
-  #prose;
+  /** @type {(text: string) => void} */
+  #showText;
   #pictures = element('div', { class: 'pictures', hidden: true });
   #shownPictures = '';
   #note = element('div', { class: 'note', hidden: true });
@@ -30,11 +31,17 @@ export class MessageView {
     this.root = element('li', { class: `message ${message.role}`, 'data-message': message.id });
     const heading = element('h2', { class: 'visually-hidden' }, message.role === 'user' ? 'You' : (message.model ?? 'Answer'));
     if (message.role === 'user') {
-      this.#prose = element('div', { class: 'bubble', dir: 'auto' });
-      this.root.append(heading, this.#pictures, this.#prose, this.#foot);
+      // A question is shown as it was typed.
+      const bubble = element('div', { class: 'bubble', dir: 'auto' });
+      this.#showText = (text) => {
+        bubble.textContent = text;
+        bubble.hidden = !text;
+      };
+      this.root.append(heading, this.#pictures, bubble, this.#foot);
     } else {
-      this.#prose = new MarkdownView();
-      this.root.append(heading, this.#prose.root, this.#pictures, this.#note, this.#foot);
+      const prose = new MarkdownView();
+      this.#showText = (text) => prose.show(text);
+      this.root.append(heading, prose.root, this.#pictures, this.#note, this.#foot);
     }
   }
 
@@ -48,10 +55,7 @@ export class MessageView {
     const text = textOf(message);
     if (text !== this.#text) {
       this.#text = text;
-      if (message.role === 'user') {
-        this.#prose.textContent = text;
-        this.#prose.hidden = !text;
-      } else this.#prose.show(text);
+      this.#showText(text);
     }
     this.#showPictures();
     const running = message.status === 'running';
