@@ -28,11 +28,12 @@ const PAINTED =
   'iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAEUlEQVR4nGO4o6GBFTEMLQkAfTBAAc5mLZgAAAAASUVORK5CYII=';
 
 /**
- * @param {{port?: number, key?: string, painting?: boolean, unready?: number}} options `unready`: so many requests come too early
+ * @param {{port?: number, key?: string, painting?: boolean, unready?: number, crops?: boolean}} options `unready`: so many requests come too early;
+ *   `crops`: the model looks at four crops and an overview
  * @returns {Promise<{url: string, requests: object[], cut: number, close: () => Promise<void>}>} `requests` are the bodies of chat requests, `conversations`
  *   their `X-Conversation` headers; `cut` counts streams that their client left
  */
-export async function startMock({ port = 0, key = '', painting = false, unready = 0 } = {}) {
+export async function startMock({ port = 0, key = '', painting = false, unready = 0, crops = false } = {}) {
   const state = { requests: [], conversations: [], cut: 0, failures: 0 };
   let refusals = unready;
   const server = createServer(async (request, response) => {
@@ -45,7 +46,7 @@ export async function startMock({ port = 0, key = '', painting = false, unready 
     }
     if (pathname === '/v1/models') return json(response, 200, models(painting));
     const body = JSON.parse(await text(request));
-    if (pathname === '/v1/mining') return json(response, 200, mining(body));
+    if (pathname === '/v1/mining') return json(response, 200, mining(body, crops));
     state.requests.push(body);
     state.conversations.push(request.headers['x-conversation']);
     return chat(body, response, state);
@@ -193,7 +194,7 @@ function wait(milliseconds) {
 // --- mining ---
 
 /** Weights as the route gives them: the built-in model's sizes; which cell is strongest is decided by the place of the patch. */
-function mining(body) {
+function mining(body, crops) {
   const { width, height } = jpegSize(Buffer.from(body.image_url.url.split(',')[1], 'base64'));
   const side = Math.max(width, height);
   const weights = Array.from({ length: 64 }, (_, patch) => {
@@ -201,8 +202,14 @@ function mining(body) {
     const total = scores.reduce((sum, score) => sum + Math.exp(score), 0);
     return scores.map((score) => Number((Math.exp(score) / total).toFixed(5)));
   });
-  const region = { x: (width - side) / 2, y: (height - side) / 2, width: side, height: side };
-  return { object: 'mining', model: body.model, image: { width, height }, views: [{ name: 'picture', region, rows: 8, columns: 8, cell_rows: 4, cell_columns: 4, weights }] };
+  const view = (name, left, top, share) => {
+    const region = { x: (width - side) / 2 + left * side, y: (height - side) / 2 + top * side, width: side * share, height: side * share };
+    return { name, region, rows: 8, columns: 8, cell_rows: 4, cell_columns: 4, weights };
+  };
+  const views = crops
+    ? [view('top left', 0, 0, 0.5), view('top right', 0.5, 0, 0.5), view('bottom left', 0, 0.5, 0.5), view('bottom right', 0.5, 0.5, 0.5), view('overview', 0, 0, 1)]
+    : [view('picture', 0, 0, 1)];
+  return { object: 'mining', model: body.model, image: { width, height }, views };
 }
 
 /** Width and height from a JPEG's frame header. */

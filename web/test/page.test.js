@@ -470,6 +470,35 @@ test('look inside: the cells of the chosen patch, with the mouse and with the ke
   assert.match(await page.evaluate(() => document.activeElement.className), /picture/);
 });
 
+test('look inside a model that looks at crops: every view lies over its part of the picture', async (t) => {
+  const own = await startMock({ crops: true });
+  t.after(() => own.close());
+  const { page } = await visit(t, browser, own.url);
+  await page.locator('.model', { hasText: 'smol' }).waitFor();
+  await page.click('.example >> nth=0');
+  await answered(page, 1);
+  await page.click('.picture');
+  await page.locator('.patches [role=gridcell]').first().waitFor();
+  // Where the picture lies in the stage, in parts of the stage's size; 451 by 300 pixels, padded to a square.
+  const placed = async () => {
+    const stage = await page.locator('.stage').boundingBox();
+    const image = await page.locator('.stage img').boundingBox();
+    const parts = [(image.x - stage.x) / stage.width, (image.y - stage.y) / stage.height, image.width / stage.width, image.height / stage.height];
+    return parts.map((part) => Number(part.toFixed(2)));
+  };
+  const [top, height] = [75.5 / 451, 300 / 451];
+  const expected = {
+    'top left': [0, top * 2, 2, height * 2],
+    'bottom right': [-1, top * 2 - 1, 2, height * 2],
+    overview: [0, top, 1, height],
+  };
+  for (const [name, parts] of Object.entries(expected)) {
+    await page.selectOption('#inside-view', { label: name });
+    (await placed()).forEach((part, at) => assert.ok(Math.abs(part - parts[at]) < 0.02, `${name}: ${part}, expected ${parts[at]}`));
+  }
+  await accessible(page, 'views');
+});
+
 test('everything from the keyboard alone', async (t) => {
   const { page } = await visit(t, browser, server.url);
   const active = () => page.evaluate(() => document.activeElement.getAttribute('aria-label') ?? document.activeElement.innerText);
