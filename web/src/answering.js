@@ -27,7 +27,7 @@ export class Answering extends EventTarget {
     this.#library = library;
     this.#preferences = preferences;
     // An answer that ends because the page goes away was stopped; it did not fail.
-    addEventListener('pagehide', () => this.#running.forEach((control) => control.abort()));
+    addEventListener('pagehide', () => this.#running.forEach(({ control }) => control.abort()));
   }
 
   /** @param {string} id of a conversation */
@@ -35,8 +35,11 @@ export class Answering extends EventTarget {
     return this.#running.has(id);
   }
 
-  stop(id) {
-    this.#running.get(id)?.abort();
+  /** Stops the answer that a conversation waits for, if any; resolves when it has ended. */
+  async stop(id) {
+    const answer = this.#running.get(id);
+    answer?.control.abort();
+    await answer?.ended;
   }
 
   /**
@@ -47,9 +50,13 @@ export class Answering extends EventTarget {
    * @param {boolean} draw
    */
   async answer(conversation, question, model, draw) {
-    if (this.isRunning(conversation.id)) return;
+    await this.stop(conversation.id);
     const control = new AbortController();
-    this.#running.set(conversation.id, control);
+    let end;
+    const ended = new Promise((resolve) => {
+      end = resolve;
+    });
+    this.#running.set(conversation.id, { control, ended });
     this.#library.setBusy(conversation.id, true);
     const message = append(conversation, question.id, { role: 'assistant', parts: [], status: 'running', model });
     const started = performance.now();
@@ -79,6 +86,7 @@ export class Answering extends EventTarget {
     // It may have been deleted meanwhile.
     if (this.#library.get(conversation.id)) await this.#library.save(conversation);
     this.#library.setBusy(conversation.id, false);
+    end();
     this.#tell('end', conversation, message);
   }
 

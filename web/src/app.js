@@ -150,6 +150,7 @@ export class App {
   /** Asks a question below the message `parent`. */
   async #ask({ text, pictures, draw }, parent) {
     const conversation = this.#conversation;
+    await this.#answering.stop(conversation.id);
     const kept = pictures.map(({ id, blob, name, width, height }) => ({ id: id ?? newId(), conversation: conversation.id, blob, name, width, height }));
     const parts = kept.map(({ id }) => ({ type: 'picture', picture: id }));
     if (text) parts.push({ type: 'text', text });

@@ -184,6 +184,17 @@ test('questions are edited, answers repeated, and every version stays', async (t
   await page.keyboard.press('Enter');
   assert.equal(await page.locator('.bubble').innerText(), 'Second?');
 
+  // An edit that is sent while another answer runs stops that one.
+  await page.click('[aria-label="Edit and ask again"]');
+  await page.fill('#question', 'forever');
+  await page.press('#question', 'Enter');
+  await page.locator('.prose', { hasText: 'word2' }).waitFor();
+  await field.fill('Third?');
+  await field.press('Enter');
+  await page.locator('.prose', { hasText: 'A cat. You asked: Third?' }).waitFor();
+  await answered(page, 1);
+  assert.equal(await page.locator('.message').count(), 2);
+
   const asked = server.requests.length;
   await page.click('[aria-label="Answer again"]');
   await page.locator('.message.assistant .versions').waitFor();
