@@ -22,6 +22,7 @@ mod meter;
 mod model;
 mod models;
 mod picture;
+mod serve;
 mod shell;
 mod stdout;
 mod train;
@@ -70,6 +71,7 @@ fn run(command: Command, started: Instant) -> Result<(), Failure> {
     }
     match command {
         Command::Chat(args) => chat::run(args, started),
+        Command::Serve(args) => serve::run(*args),
         Command::Train(args) => train::run(args),
         Command::Eval(args) => eval::run(args),
         Command::Embed(args) => embed::run(args),
