@@ -206,11 +206,13 @@ impl ApiError {
     }
 
     /// The status.
+    #[cfg(test)]
     pub(crate) fn status(&self) -> StatusCode {
         self.status
     }
 
     /// What went wrong, one line.
+    #[cfg(test)]
     pub(crate) fn message(&self) -> &str {
         &self.message
     }

@@ -16,7 +16,7 @@ use crate::around::Caller;
 use crate::error::ApiError;
 use crate::pictures::{self, PictureFile};
 use crate::wire::answer::Usage;
-use crate::wire::chat::{Piece, Turn};
+use crate::wire::message::{Piece, Turn};
 
 /// Events that may wait for a client that reads slowly.
 const WAITING_EVENTS: usize = 1024;

@@ -8,7 +8,7 @@ use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 
 use crate::app::App;
 use crate::error::ApiError;
-use crate::wire::chat::PictureAddress;
+use crate::wire::message::PictureAddress;
 
 /// Standard base64; the padding may be left out.
 const BASE64: GeneralPurpose = GeneralPurpose::new(

@@ -5,7 +5,7 @@ mod support;
 
 use mgm_engine::EngineOptions;
 use serde_json::{Value, json};
-use support::{chat, data_url, options, photograph, picture, request, schema, shared, start, text};
+use support::{chat, data_url, options, photograph, picture, schema, shared, start, text};
 
 const CHAT: &str = "/v1/chat/completions";
 const COMPLETIONS: &str = "/v1/completions";
@@ -556,79 +556,5 @@ fn well_formed(text: &str) {
                 last_bucket = if line.contains("+Inf") { 0.0 } else { value };
             }
         }
-    }
-}
-
-#[test]
-fn the_description_and_the_page_come_with_the_server() {
-    let description = shared().get("/openapi.json").ok();
-    assert_eq!(description["openapi"], "3.1.0");
-    for (path, media_type) in [
-        ("/", "text/html"),
-        ("/index.html", "text/html"),
-        ("/docs", "text/html"),
-        ("/docs/docs.js", "text/javascript"),
-        ("/docs/docs.css", "text/css"),
-    ] {
-        let answer = shared().get(path);
-        assert_eq!(answer.status, 200, "{path}");
-        assert!(
-            answer
-                .header("content-type")
-                .unwrap()
-                .starts_with(media_type),
-            "{path}"
-        );
-        let policy = answer.header("content-security-policy").unwrap();
-        assert!(
-            policy.contains("default-src") && !policy.contains("unsafe"),
-            "{path}: {policy}"
-        );
-        assert_eq!(answer.header("x-content-type-options"), Some("nosniff"));
-    }
-    let page = shared().get("/");
-    let tag = page.header("etag").unwrap();
-    let again = shared().send(&request("GET", "/", &[("If-None-Match", tag)], b""));
-    assert_eq!((again.status, again.body.len()), (304, 0));
-    let head = shared().send(&request("HEAD", "/", &[], b""));
-    assert_eq!((head.status, head.body.len()), (200, 0));
-    assert_eq!(
-        head.header("content-length").unwrap(),
-        page.body.len().to_string()
-    );
-}
-
-#[test]
-fn paths_and_methods_that_are_not_there_are_errors_in_openai_shape() {
-    for path in [
-        "/nothing",
-        "/v1",
-        "/v1/",
-        "/v1/chat",
-        "/v2/models",
-        "/../etc/passwd",
-        "/%2e%2e/etc/passwd",
-        "/docs/../Cargo.toml",
-        "//",
-        "/%00",
-    ] {
-        let error = shared().get(path).fails(404);
-        assert_eq!(error["code"], "not_found", "{path}");
-    }
-    for (method, path, allowed) in [
-        ("GET", CHAT, "POST"),
-        ("DELETE", "/v1/models", "GET,HEAD"),
-        ("PUT", "/tokenize", "POST"),
-        ("POST", "/", "GET, HEAD"),
-        ("TRACE", "/health", "GET,HEAD"),
-        ("BREW", "/metrics", "GET,HEAD"),
-    ] {
-        let answer = shared().send(&request(method, path, &[], b""));
-        assert_eq!(
-            answer.fails(405)["code"],
-            "method_not_allowed",
-            "{method} {path}"
-        );
-        assert_eq!(answer.header("allow"), Some(allowed), "{method} {path}");
     }
 }

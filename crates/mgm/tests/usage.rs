@@ -10,6 +10,7 @@ fn help_and_version_are_results() {
     let help = mgm(&["--help"]).ok();
     for command in [
         "chat",
+        "serve",
         "train",
         "eval",
         "embed",

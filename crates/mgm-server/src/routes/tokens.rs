@@ -13,7 +13,7 @@ use crate::around::json;
 use crate::body::read_json;
 use crate::error::ApiError;
 use crate::generation::refusal;
-use crate::wire::chat::{Piece, Turn};
+use crate::wire::message::{Piece, Turn};
 use crate::wire::tokens::{DetokenizeRequest, TokenizeRequest};
 
 #[derive(Serialize)]

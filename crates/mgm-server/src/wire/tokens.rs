@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess};
 
-use crate::wire::chat::{ImageUrl, Messages};
+use crate::wire::message::{ImageUrl, Messages};
 use crate::wire::object::{AtMost, Object, Refusals, read, skip};
 use crate::wire::sampling::value;
 

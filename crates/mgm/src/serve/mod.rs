@@ -1,5 +1,7 @@
 //! `mgm serve`: an OpenAI-compatible API and a web page.
 
+mod args;
+
 use std::io::Write;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -8,7 +10,9 @@ use mgm_engine::{Engine, EngineOptions};
 use mgm_server::{ApiKeys, Limits, SamplingDefaults, Server, ServerError, ServerOptions};
 use tracing_subscriber::filter::LevelFilter;
 
-use crate::cli::{LimitArgs, LogFormat, LogLevel, ServeArgs};
+pub(crate) use args::ServeArgs;
+use args::{LimitArgs, LogFormat, LogLevel};
+
 use crate::failure::Failure;
 use crate::{interrupt, model};
 
