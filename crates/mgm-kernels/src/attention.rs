@@ -1,9 +1,11 @@
 //! Scaled dot-product attention with an online softmax (Dao et al., FlashAttention), forward and backward.
 
 mod backward;
+mod paged;
 mod reduced;
 
 pub use backward::{attention_backward, attention_backward_at};
+pub use paged::{BLOCK_POSITIONS, PagedSequence, PagedShape, paged_attention, paged_attention_at};
 pub use reduced::{attention_bf16, attention_bf16_at};
 
 use rayon::prelude::*;

@@ -10,6 +10,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use self::painting::PAINTER_VARIABLE;
 pub(crate) use self::painting::{ImagineArgs, PaintArgs, PainterWeights};
 use crate::picture::PictureSource;
+use crate::serve::ServeArgs;
 
 /// Ask about pictures, train and score Mini-Gemini vision-language models.
 #[derive(Debug, Parser)]
@@ -30,6 +31,8 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     Chat(ChatArgs),
     Imagine(ImagineArgs),
+    // Larger than the others by far.
+    Serve(Box<ServeArgs>),
     Train(TrainArgs),
     Eval(EvalArgs),
     Embed(EmbedArgs),
@@ -571,7 +574,7 @@ pub(crate) struct ManArgs {
     pub(crate) command: Option<String>,
 }
 
-fn template_names() -> clap::builder::PossibleValuesParser {
+pub(crate) fn template_names() -> clap::builder::PossibleValuesParser {
     clap::builder::PossibleValuesParser::new(mgm_text::Template::names())
 }
 
@@ -601,21 +604,21 @@ fn stage(text: &str) -> Result<mgm_bench::Stage, String> {
     })
 }
 
-fn number(text: &str) -> Result<f64, String> {
+pub(crate) fn number(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(value) if value.is_finite() => Ok(value),
         _ => Err("expected a number".into()),
     }
 }
 
-fn temperature(text: &str) -> Result<f32, String> {
+pub(crate) fn temperature(text: &str) -> Result<f32, String> {
     match number(text)? {
         value if (0.0..=10.0).contains(&value) => Ok(value as f32),
         _ => Err("expected 0 to 10".into()),
     }
 }
 
-fn probability(text: &str) -> Result<f32, String> {
+pub(crate) fn probability(text: &str) -> Result<f32, String> {
     match number(text)? {
         value if value > 0.0 && value <= 1.0 => Ok(value as f32),
         _ => Err("expected more than 0 and at most 1".into()),

@@ -25,6 +25,7 @@ mod model;
 mod models;
 mod paint;
 mod picture;
+mod serve;
 mod shell;
 mod stdout;
 mod train;
@@ -78,6 +79,7 @@ fn run(command: Command, started: Instant) -> Result<(), Failure> {
     match command {
         Command::Chat(args) => chat::run(args, started),
         Command::Imagine(args) => imagine::run(args),
+        Command::Serve(args) => serve::run(*args),
         Command::Train(args) => train::run(args),
         Command::Eval(args) => eval::run(args),
         Command::Embed(args) => embed::run(args),

@@ -11,6 +11,7 @@ fn help_and_version_are_results() {
     for command in [
         "chat",
         "imagine",
+        "serve",
         "train",
         "eval",
         "embed",
