@@ -6,7 +6,7 @@
 #
 # FAMILY: 2b 7b 13b 8b 8x7b 34b. WORK: a folder for the files (5 to 30 GB at a time; every format is deleted when it has been read).
 # TYPE: GGUF pairs (default: f32 bf16 f16 Q8_0 Q6_K Q5_K_M Q4_K_M Q4_0). Variables: PYTHON (with what requirements.txt names),
-# LAYERS (of the language model), HD=1 (the configuration of the HD release), ASSETS (what tools/fetch_tokenizers.sh brought), KEEP=1
+# LAYERS (of the language model), PAIRS_ONLY=1 (leaves out the first table), HD=1 (the configuration of the HD release), ASSETS (what tools/fetch_tokenizers.sh brought), KEEP=1
 # (leaves the checkpoint), CARGO_TARGET_DIR. Before it: cargo build --release -p mgm -p mini-gemini --bins --examples.
 # Exit status: 0 if nothing is further away than it may be.
 set -eu -o pipefail
@@ -67,27 +67,31 @@ variant() { # NAME
 }
 
 load "$first" "$model" --dtype f32
-row "$reference" "sharded safetensors" "$first" --header --limit 1e-4
-for kind in single bin bin-sharded; do
-    variant $kind
-    case $kind in single) title="one safetensors file" ;; bin) title="one torch file" ;; *) title="sharded torch files" ;; esac
-    run "$title" "" "$work/variant/$name"
-done
-variant towers-outside
-run "towers outside, in a model zoo" "" "$work/variant/$name" --model-zoo "$work/variant/model_zoo"
-variant stage1
-base=$(find "$work/variant" -mindepth 1 -maxdepth 1 -type d ! -name '*-Pretrain')
-run "\`mm_projector.bin\` on its base" "" "$work/variant/$name-Pretrain" --model-base "$base"
-rm -rf "$work/variant"
-run "adapter, live" adapter. "$model" --adapter "$work/adapter/adapter"
-run "adapter folder alone" adapter. "$work/adapter/adapter"
-"$mgm" models merge "$model" --adapter "$work/adapter/adapter" -o "$work/merged" >&2
-run "adapter, merged to bf16" merged. "$work/merged"
-rm -rf "$work/merged"
-[ "$family" != 2b ] || run "numerics of 4.38" erf. "$model" --gemma-numerics 4.38
-load "$work/out" "$model"
-row "$reference" "kept in bf16" "$work/out" --yardsticks 1 --step-yardsticks 1
-row "$reference" "(transformers in bf16)"
+formats() {
+    row "$reference" "sharded safetensors" "$first" --header --limit 1e-4
+    for kind in single bin bin-sharded; do
+        variant $kind
+        case $kind in single) title="one safetensors file" ;; bin) title="one torch file" ;; *) title="sharded torch files" ;; esac
+        run "$title" "" "$work/variant/$name"
+    done
+    variant towers-outside
+    run "towers outside, in a model zoo" "" "$work/variant/$name" --model-zoo "$work/variant/model_zoo"
+    variant stage1
+    base=$(find "$work/variant" -mindepth 1 -maxdepth 1 -type d ! -name '*-Pretrain')
+    run "\`mm_projector.bin\` on its base" "" "$work/variant/$name-Pretrain" --model-base "$base"
+    rm -rf "$work/variant"
+    run "adapter, live" adapter. "$model" --adapter "$work/adapter/adapter"
+    run "adapter folder alone" adapter. "$work/adapter/adapter"
+    "$mgm" models merge "$model" --adapter "$work/adapter/adapter" -o "$work/merged" >&2
+    run "adapter, merged to bf16" merged. "$work/merged"
+    rm -rf "$work/merged"
+    [ "$family" != 2b ] || run "numerics of 4.38" erf. "$model" --gemma-numerics 4.38
+    load "$work/out" "$model"
+    row "$reference" "kept in bf16" "$work/out" --yardsticks 1 --step-yardsticks 1
+    row "$reference" "(transformers in bf16)"
+}
+
+[ -n "${PAIRS_ONLY:-}" ] || formats
 
 echo
 losses=
