@@ -9,7 +9,7 @@ use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 use crate::mining::Mining;
 use crate::projector::Projector;
-use crate::towers::{self, HighResTower, LowResTower};
+use crate::towers::{self, HighResTower, LowResTower, Pause};
 
 /// What the frozen towers see in one picture. Made once, cached by callers, reused for every question about it.
 #[derive(Clone, Debug)]
@@ -143,23 +143,37 @@ impl Vision {
         self.low_res.patches() * if self.grid == 1 { 1 } else { views }
     }
 
+    /// Whether patches mine a high-resolution tower.
+    pub fn mines(&self) -> bool {
+        self.high_res.is_some()
+    }
+
     /// Runs both towers on one prepared picture.
     ///
     /// # Errors
     /// When the picture was prepared for other sizes.
     pub fn tower_features(&self, image: &PreparedImage) -> Result<TowerFeatures> {
+        self.tower_features_with(image, &mut || Ok(()))
+    }
+
+    /// [`Self::tower_features`] with something to do between the layers.
+    ///
+    /// # Errors
+    /// When the picture was prepared for other sizes, or `pause` says so.
+    pub fn tower_features_with(
+        &self,
+        image: &PreparedImage,
+        pause: &mut Pause<'_>,
+    ) -> Result<TowerFeatures> {
         let low = image.low_res_size as usize;
         let device = candle_core::Device::Cpu;
         let low_res = Tensor::from_slice(&image.low_res, (image.views, 3, low, low), &device)?;
-        let low_res = self.low_res.encode(&low_res)?;
+        let low_res = self.low_res.encode(&low_res, pause)?;
         let high_res = match &self.high_res {
             Some((tower, _)) => {
                 let side = image.high_res_size as usize;
-                tower.encode(&Tensor::from_slice(
-                    &image.high_res,
-                    (3, side, side),
-                    &device,
-                )?)?
+                let picture = Tensor::from_slice(&image.high_res, (3, side, side), &device)?;
+                tower.encode(&picture, pause)?
             }
             None => Vec::new(),
         };
