@@ -167,14 +167,14 @@ impl Bench<'_> {
                 views => format!("{name}, {views} views"),
             };
             self.cell(name, Some(work), None, || {
-                timed(|| Ok(drop(vision.low_res_features(&prepared)?)))
+                timed(|| Ok(drop(vision.low_res_features(&prepared, &mut || Ok(()))?)))
             })?;
         }
         if self.wants(Stage::HighRes) {
             let work = self.counter.high_res();
             let name = format!("high-res tower {}", preprocess.high_res_size);
             self.cell(name, Some(work), None, || {
-                timed(|| Ok(drop(vision.high_res_features(&prepared)?)))
+                timed(|| Ok(drop(vision.high_res_features(&prepared, &mut || Ok(()))?)))
             })?;
         }
         if self.wants(Stage::Mining) {

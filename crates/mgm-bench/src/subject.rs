@@ -91,6 +91,7 @@ impl Subject {
                     Precision::Auto => "as stored",
                     Precision::F32 => "F32",
                     Precision::Bf16 => "BF16",
+                    Precision::F16 => "F16",
                 };
                 Ok(Loaded {
                     name: model.name().to_string(),

@@ -110,7 +110,9 @@ impl<'a> Counter<'a> {
                 };
                 (operands, 2.0 * elements)
             }
-            (Precision::Auto, ElementType::F16) => (Operands::F32, 2.0 * elements),
+            (Precision::F16, _) | (Precision::Auto, ElementType::F16) => {
+                (Operands::F32, 2.0 * elements)
+            }
             (Precision::Auto, _) => (Operands::F32, 4.0 * elements),
         };
         work.multiply(operands, 2.0 * elements * rows);

@@ -24,6 +24,11 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod answer;
+mod brain;
+mod check;
+mod choose;
+mod client;
 mod engine;
 mod error;
 mod event;
@@ -31,13 +36,23 @@ mod info;
 mod metrics;
 mod options;
 mod picture;
+mod prefix;
+mod prompt;
+mod queue;
 mod request;
+mod scheduler;
+mod shared;
+mod step;
+mod stop;
+#[cfg(test)]
+mod test_model;
 
 pub use engine::{Engine, Submission, Ticket};
 pub use error::{StartError, SubmitError};
 pub use event::{EngineEvent, FinishReason, PromptAccount, Timings, TokenInfo, Usage};
 pub use info::{ModelInfo, Tokenized, VisionInfo};
 pub use metrics::{Histogram, KvMetrics, PrefixMetrics, RequestMetrics, Snapshot, VisionMetrics};
+pub use mini_gemini::{MinedView, MiningAttention};
 pub use options::EngineOptions;
-pub use picture::{MinedView, MiningAttention, Picture};
+pub use picture::Picture;
 pub use request::{ChatMessage, Input, Part, Request, Role, Sampling};

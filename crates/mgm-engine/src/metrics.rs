@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::event::FinishReason;
+
 /// Counts of values by size.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Histogram {
@@ -124,6 +126,8 @@ pub struct Snapshot {
     pub uptime: Duration,
     /// Requests waiting for a place.
     pub queued: usize,
+    /// Requests that may wait.
+    pub queue_limit: usize,
     /// Requests whose pictures are being looked at or whose prompt is being read.
     pub reading: usize,
     /// Answers being generated.
@@ -160,4 +164,60 @@ pub struct Snapshot {
     pub encode_seconds: Histogram,
     /// Seconds from the first position read to the first token.
     pub prefill_seconds: Histogram,
+}
+
+impl Snapshot {
+    pub(crate) fn new() -> Self {
+        let times = || Histogram::new(TIME_BOUNDS);
+        Self {
+            uptime: Duration::ZERO,
+            queued: 0,
+            queue_limit: 0,
+            reading: 0,
+            running: 0,
+            requests: RequestMetrics::default(),
+            prompt_tokens: 0,
+            visual_tokens: 0,
+            generated_tokens: 0,
+            kv: KvMetrics::default(),
+            prefix: PrefixMetrics::default(),
+            vision: VisionMetrics::default(),
+            batch: Histogram::new(ROW_BOUNDS),
+            step_seconds: times(),
+            first_token_text: times(),
+            first_token_new_picture: times(),
+            first_token_known_picture: times(),
+            token_seconds: times(),
+            queue_seconds: times(),
+            encode_seconds: times(),
+            prefill_seconds: times(),
+        }
+    }
+
+    /// Counts a choice by how it ended.
+    pub(crate) fn count_end(&mut self, reason: FinishReason) {
+        let requests = &mut self.requests;
+        *match reason {
+            FinishReason::Stop => &mut requests.stop,
+            FinishReason::Length => &mut requests.length,
+            FinishReason::Cancelled => &mut requests.cancelled,
+            FinishReason::Deadline => &mut requests.deadline,
+            FinishReason::Shutdown => &mut requests.shutdown,
+        } += 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_fall_into_their_buckets() {
+        let mut histogram = Histogram::new(&[1.0, 2.0, 4.0]);
+        for value in [0.0, 1.0, 1.5, 2.0, 3.0, 4.0, 4.1, 100.0] {
+            histogram.record(value);
+        }
+        assert_eq!(histogram.counts, [2, 2, 2, 2]);
+        assert_eq!((histogram.count(), histogram.sum), (8, 115.6));
+    }
 }

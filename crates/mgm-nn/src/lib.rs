@@ -3,6 +3,7 @@
 //! * [`ops`]: the operations a model is written with. On the CPU each is a candle custom operation with a backward, over
 //!   the kernels of `mgm-kernels`; on other devices the same functions are compositions of candle's own operations.
 //! * [`Linear`] and [`Embedding`]: the two layers whose weights may be trainable, packed, quantised or on a device.
+//! * [`kv`]: keys and values of what a decoder has read, in blocks that sequences share.
 //! * [`WeightSource`]: where weights come from (safetensors, GGUF, torch files, memory) and, through [`WeightPolicy`],
 //!   what becomes of them: a trainable parameter, a packed matrix, or quantised blocks used in place.
 //!
@@ -17,6 +18,7 @@ mod host;
 mod linear;
 mod reduce;
 
+pub mod kv;
 pub mod ops;
 pub mod weights;
 

@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 use mgm_engine::{Engine, ModelInfo};
 use tokio::sync::Semaphore;
 
-use crate::body;
+use crate::budget::Budget;
 use crate::error::ApiError;
 use crate::metrics::{Gauge, Metrics};
 use crate::options::ServerOptions;
@@ -33,7 +33,7 @@ pub(crate) struct App {
     draining: AtomicBool,
     /// Whether the server listens on loopback alone.
     pub(crate) on_loopback: bool,
-    pub(crate) bodies: Arc<Semaphore>,
+    pub(crate) bodies: Budget,
     pub(crate) decoders: Arc<Semaphore>,
     pub(crate) painting: Arc<Semaphore>,
     pub(crate) waiting_to_paint: Gauge,
@@ -46,7 +46,7 @@ pub(crate) struct App {
 impl App {
     pub(crate) fn new(options: ServerOptions, on_loopback: bool) -> Self {
         Self {
-            bodies: body::budget(options.limits.bodies_bytes),
+            bodies: Budget::new(options.limits.bodies_bytes),
             decoders: Arc::new(Semaphore::new(options.limits.decoders.max(1))),
             painting: Arc::new(Semaphore::new(1)),
             waiting_to_paint: Gauge::default(),

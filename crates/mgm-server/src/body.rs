@@ -1,35 +1,26 @@
 //! Request bodies: JSON, of limited size, that must come at a decent pace.
 
-use std::sync::Arc;
 use std::time::Instant;
 
 use axum::body::Body;
 use axum::http::{HeaderMap, Request, header};
 use http_body_util::BodyExt;
 use serde::de::DeserializeOwned;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use crate::budget::{Budget, Share};
 use crate::error::ApiError;
 use crate::options::Limits;
 
-/// What the body budget is counted in.
-const UNIT: usize = 4 << 10;
-
-/// A budget of bytes for all bodies together, in units of 4 KiB.
-pub(crate) fn budget(bytes: usize) -> Arc<Semaphore> {
-    Arc::new(Semaphore::new((bytes / UNIT).min(Semaphore::MAX_PERMITS)))
-}
-
-/// Reads a JSON body.
+/// Reads a JSON body. Its share of the budget comes with it, to be held for as long as what was read takes memory.
 pub(crate) async fn read_json<T: DeserializeOwned>(
     request: Request<Body>,
     limits: &Limits,
-    budget: &Arc<Semaphore>,
-) -> Result<T, ApiError> {
+    budget: &Budget,
+) -> Result<(T, Share), ApiError> {
     let (head, body) = request.into_parts();
     check_headers(&head.headers, limits)?;
-    let bytes = receive(body, limits, budget).await?;
-    parse(&bytes)
+    let (bytes, share) = receive(body, limits, budget).await?;
+    Ok((parse(&bytes)?, share))
 }
 
 fn check_headers(headers: &HeaderMap, limits: &Limits) -> Result<(), ApiError> {
@@ -68,20 +59,14 @@ fn too_large(limits: &Limits) -> ApiError {
     ))
 }
 
-/// A received body, and its share of the budget.
-struct Received {
-    bytes: Vec<u8>,
-    _share: Option<OwnedSemaphorePermit>,
-}
-
 async fn receive(
     mut body: Body,
     limits: &Limits,
-    budget: &Arc<Semaphore>,
-) -> Result<Received, ApiError> {
+    budget: &Budget,
+) -> Result<(Vec<u8>, Share), ApiError> {
     let started = Instant::now();
     let mut bytes = Vec::new();
-    let mut share: Option<OwnedSemaphorePermit> = None;
+    let mut share = Share::default();
     loop {
         // The time allowed grows with what has come.
         let earned = bytes.len() as f64 / limits.body_bytes_per_second.max(1) as f64;
@@ -110,31 +95,14 @@ async fn receive(
         if length > limits.body_bytes {
             return Err(too_large(limits));
         }
-        let held = share.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
-        let wanted = length.div_ceil(UNIT).saturating_sub(held);
-        if wanted > 0 {
-            let more = Arc::clone(budget).try_acquire_many_owned(wanted as u32);
-            let more = more.map_err(|_| {
-                ApiError::unavailable(
-                    "bodies_full",
-                    "the server is receiving too much at once: try again later",
-                )
-            })?;
-            match &mut share {
-                Some(share) => share.merge(more),
-                None => share = Some(more),
-            }
-        }
+        budget.grow(&mut share, length)?;
         bytes.extend_from_slice(&data);
     }
-    Ok(Received {
-        bytes,
-        _share: share,
-    })
+    Ok((bytes, share))
 }
 
-fn parse<T: DeserializeOwned>(received: &Received) -> Result<T, ApiError> {
-    let text = std::str::from_utf8(&received.bytes).map_err(|error| {
+fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
+    let text = std::str::from_utf8(bytes).map_err(|error| {
         ApiError::malformed(format!(
             "the body is not UTF-8: byte {} does not belong there",
             error.valid_up_to()
@@ -196,11 +164,7 @@ mod tests {
     }
 
     fn refused(body: &[u8]) -> ApiError {
-        let received = Received {
-            bytes: body.to_vec(),
-            _share: None,
-        };
-        parse::<Thing>(&received).unwrap_err()
+        parse::<Thing>(body).unwrap_err()
     }
 
     #[test]

@@ -19,7 +19,7 @@ pub(crate) fn preflight() -> Response {
         // What OpenAI's clients send from a browser, too: any `x-stainless-…`; `*` would not cover Authorization.
         (
             header::ACCESS_CONTROL_ALLOW_HEADERS,
-            "authorization, content-type, x-request-id, openai-organization, openai-project, x-stainless-arch, \
+            "authorization, content-type, x-conversation, x-request-id, openai-organization, openai-project, x-stainless-arch, \
              x-stainless-async, x-stainless-helper-method, x-stainless-lang, x-stainless-os, x-stainless-package-version, \
              x-stainless-poll-helper, x-stainless-retry-count, x-stainless-runtime, x-stainless-runtime-version, \
              x-stainless-timeout",

@@ -11,8 +11,9 @@ use mgm_engine::{
 };
 use tokio::sync::mpsc;
 
-use crate::app::App;
+use crate::app::{App, Model};
 use crate::around::Caller;
+use crate::budget::Share;
 use crate::error::ApiError;
 use crate::pictures::{self, PictureFile};
 use crate::wire::answer::Usage;
@@ -22,6 +23,8 @@ use crate::wire::message::{Piece, Turn};
 const WAITING_EVENTS: usize = 1024;
 /// Text that is rendered and tokenised without asking for one of the places for heavy work, in bytes.
 const LIGHT_TEXT: usize = 32 << 10;
+/// Bytes of the longest token that a vocabulary may have; the longest known are 128 spaces.
+const LONGEST_TOKEN: usize = 256;
 
 /// What is asked of the model.
 pub(crate) enum Asked {
@@ -37,6 +40,8 @@ pub(crate) struct Order {
     pub(crate) sampling: Sampling,
     /// Answers to each prompt.
     pub(crate) choices: usize,
+    /// The request's share of memory, held until the engine has what it needs.
+    pub(crate) share: Share,
 }
 
 /// What has happened to an answer. Answers are numbered through all prompts.
@@ -82,7 +87,7 @@ struct Record {
 /// Gives an order to the engine.
 pub(crate) async fn start(
     app: &Arc<App>,
-    engine: &Engine,
+    model: &Model,
     caller: &Caller,
     order: Order,
 ) -> Result<Generation, ApiError> {
@@ -111,15 +116,18 @@ pub(crate) async fn start(
         log_prompt(&caller.id, &chat, &inputs);
     }
 
-    let heavy = pictures > 0 || text + text_length(&inputs) > LIGHT_TEXT;
+    let text = text + text_length(&inputs);
+    check_length(text, model)?;
+    let heavy = pictures > 0 || text > LIGHT_TEXT;
     let permit = match heavy {
         true => Some(Arc::clone(&app.decoders).acquire_owned().await),
         false => None,
     };
-    let (app, engine, caller) = (Arc::clone(app), engine.clone(), caller.clone());
+    let (app, engine, caller) = (Arc::clone(app), model.engine.clone(), caller.clone());
     let (sampling, choices) = (order.sampling, order.choices);
+    let share = order.share;
     let submitted = tokio::task::spawn_blocking(move || {
-        let _permit = permit;
+        let _held = (permit, share);
         let inputs = match chat.is_empty() {
             true => inputs,
             false => vec![Input::Chat {
@@ -132,6 +140,18 @@ pub(crate) async fn start(
     submitted
         .await
         .map_err(|_| ApiError::internal("the request could not be prepared"))?
+}
+
+/// Refuses a text that no vocabulary could fit into the context: tokenising megabytes only to find that out would keep others waiting.
+pub(crate) fn check_length(text: usize, model: &Model) -> Result<(), ApiError> {
+    let limit = model.info.context_limit;
+    if text <= limit.saturating_mul(LONGEST_TOKEN) {
+        return Ok(());
+    }
+    Err(ApiError::malformed(format!(
+        "{text} bytes of text cannot fit a context of {limit} tokens"
+    ))
+    .with_code("context_length_exceeded"))
 }
 
 /// A turn whose pictures are at hand.
@@ -173,11 +193,18 @@ async fn obtain_pictures(
     Ok((length, filled))
 }
 
-fn text_length(inputs: &[Input]) -> usize {
+/// Bytes of text, or token ids, in inputs.
+pub(crate) fn text_length(inputs: &[Input]) -> usize {
+    let part = |part: &Part| match part {
+        Part::Text(text) => text.len(),
+        Part::Image(_) => 0,
+    };
     let length = |input: &Input| match input {
         Input::Text(text) => text.len(),
         Input::Tokens(ids) => ids.len(),
-        Input::Chat { .. } => 0,
+        Input::Chat { messages, .. } => {
+            messages.iter().flat_map(|turn| &turn.parts).map(part).sum()
+        }
     };
     inputs.iter().map(length).sum()
 }

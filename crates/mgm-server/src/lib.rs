@@ -26,6 +26,7 @@ mod address;
 mod app;
 mod around;
 mod body;
+mod budget;
 mod cors;
 mod error;
 mod generation;

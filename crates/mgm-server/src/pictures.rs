@@ -7,6 +7,7 @@ use base64::alphabet;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 
 use crate::app::App;
+use crate::budget::Share;
 use crate::error::ApiError;
 use crate::wire::message::PictureAddress;
 
@@ -21,6 +22,8 @@ pub(crate) struct PictureFile {
     content: Content,
     /// The field it came in, for error messages.
     pub(crate) param: String,
+    /// Of the memory for requests, where the file did not come in the body.
+    _share: Share,
 }
 
 enum Content {
@@ -43,6 +46,7 @@ pub(crate) async fn obtain(
             Ok(PictureFile {
                 content: Content::DataUrl(url, start),
                 param,
+                _share: Share::default(),
             })
         }
         Some("http" | "https") if !app.options.allow_remote_images => Err(ApiError::unsupported(
@@ -70,6 +74,9 @@ async fn fetch(app: &Arc<App>, url: String, param: String) -> Result<PictureFile
         .acquire_owned()
         .await
         .map_err(closed)?;
+    let mut share = Share::default();
+    let largest = usize::try_from(app.options.limits.image_bytes).unwrap_or(usize::MAX);
+    app.bodies.grow(&mut share, largest)?;
     let (fetcher, limit) = (Arc::clone(&app.fetcher), app.options.limits.image_bytes);
     let fetched = tokio::task::spawn_blocking(move || {
         let fetched = fetcher.fetch(&url, limit);
@@ -77,10 +84,14 @@ async fn fetch(app: &Arc<App>, url: String, param: String) -> Result<PictureFile
         fetched
     });
     match fetched.await {
-        Ok(Ok(bytes)) => Ok(PictureFile {
-            content: Content::Bytes(bytes),
-            param,
-        }),
+        Ok(Ok(bytes)) => {
+            share.shrink(bytes.len());
+            Ok(PictureFile {
+                content: Content::Bytes(bytes),
+                param,
+                _share: share,
+            })
+        }
         Ok(Err(error)) => Err(ApiError::invalid(
             param,
             format!("the picture cannot be fetched: {error}"),
@@ -130,7 +141,7 @@ fn data_start(url: &str) -> Result<usize, String> {
 impl PictureFile {
     /// The bytes of the file, at most `limit`. Takes time: for threads that may.
     pub(crate) fn into_bytes(self, limit: u64) -> Result<Vec<u8>, ApiError> {
-        let Self { content, param } = self;
+        let Self { content, param, .. } = self;
         let bytes = match content {
             Content::DataUrl(url, start) => decode(&url[start..], limit).map_err(|error| {
                 ApiError::invalid(&*param, format!("the picture's base64 is broken: {error}"))
@@ -175,6 +186,7 @@ mod tests {
         let file = PictureFile {
             content: Content::DataUrl(url.into(), start),
             param: "here".into(),
+            _share: Share::default(),
         };
         file.into_bytes(limit)
             .map_err(|error| error.message().to_string())

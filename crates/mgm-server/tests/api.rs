@@ -489,6 +489,15 @@ fn values_that_are_not_supported_are_refused_by_name() {
         .post(CHAT, &chat("word ".repeat(20_000), json!({})))
         .fails(400);
     assert_eq!(error["code"], "context_length_exceeded");
+    // So long that nobody counts its tokens.
+    let huge = "word ".repeat(1_000_000);
+    for answer in [
+        shared().post(CHAT, &chat(huge.as_str(), json!({}))),
+        shared().post(COMPLETIONS, &json!({"prompt": huge})),
+        shared().post("/tokenize", &json!({"prompt": huge})),
+    ] {
+        assert_eq!(answer.fails(400)["code"], "context_length_exceeded");
+    }
     // What is not known is ignored.
     shared()
         .post(

@@ -34,7 +34,7 @@ pub use export::GgufVocabValue;
 pub use gguf::{GgufTokenType, GgufVocab};
 pub use images::{IMAGE_PLACEHOLDER, encode_with_images};
 pub use prompt::{Prompt, Segment};
-pub use template::{Message, Role, Template};
+pub use template::{Message, Piece, Places, Role, Template};
 pub use tokenizer::Tokenizer;
 
 /// Id that stands for the visual tokens of one image in a prompt (official `IMAGE_TOKEN_INDEX`).

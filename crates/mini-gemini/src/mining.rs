@@ -109,12 +109,12 @@ impl Mining {
         Ok(ops::region_attention_weights(&folded, &constant, cells)?)
     }
 
-    /// The formula as the reference writes it, over the whole map `[channels, R, R]`: every cell projected to key and value. Slow; it is
-    /// what the folded form is tested against.
+    /// The formula as the reference writes it, over the whole map `[channels, R, R]`: every cell projected to key and value. Gives the mined
+    /// features `[queries, width]` and the attention weights `[queries, cells]`. Slow; it is what the folded form is tested against.
     ///
     /// # Errors
     /// When the number of queries is not a square that divides the map.
-    pub fn forward_plain(&self, low_res: &Tensor, map: &Tensor) -> Result<Tensor> {
+    pub fn forward_plain(&self, low_res: &Tensor, map: &Tensor) -> Result<(Tensor, Tensor)> {
         let (count, _) = low_res.dims2()?;
         let (channels, side, _) = map.dims3()?;
         let grid = count.isqrt();
@@ -142,6 +142,7 @@ impl Mining {
             .broadcast_sub(&scores.max_keepdim(D::Minus1)?.detach())?
             .exp()?;
         let weights = exponentials.broadcast_div(&exponentials.sum_keepdim(D::Minus1)?)?;
-        Ok(weights.matmul(&project(&self.value)?)?.squeeze(1)?)
+        let mined = weights.matmul(&project(&self.value)?)?.squeeze(1)?;
+        Ok((mined, weights.squeeze(1)?))
     }
 }

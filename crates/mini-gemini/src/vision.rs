@@ -9,7 +9,7 @@ use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 use crate::mining::Mining;
 use crate::projector::Projector;
-use crate::towers::{self, HighResTower, LowResTower};
+use crate::towers::{self, HighResTower, LowResTower, Pause};
 
 /// What the frozen towers see in one picture. Made once, cached by callers, reused for every question about it.
 #[derive(Clone, Debug)]
@@ -143,39 +143,60 @@ impl Vision {
         self.low_res.patches() * if self.grid == 1 { 1 } else { views }
     }
 
+    /// Whether patches mine a high-resolution tower.
+    pub fn mines(&self) -> bool {
+        self.high_res.is_some()
+    }
+
     /// Runs both towers on one prepared picture.
     ///
     /// # Errors
     /// When the picture was prepared for other sizes.
     pub fn tower_features(&self, image: &PreparedImage) -> Result<TowerFeatures> {
+        self.tower_features_with(image, &mut || Ok(()))
+    }
+
+    /// [`Self::tower_features`] with something to do between the layers.
+    ///
+    /// # Errors
+    /// When the picture was prepared for other sizes, or `pause` says so.
+    pub fn tower_features_with(
+        &self,
+        image: &PreparedImage,
+        pause: &mut Pause<'_>,
+    ) -> Result<TowerFeatures> {
         Ok(TowerFeatures {
-            low_res: self.low_res_features(image)?,
-            high_res: self.high_res_features(image)?,
+            low_res: self.low_res_features(image, pause)?,
+            high_res: self.high_res_features(image, pause)?,
         })
     }
 
-    /// The low-resolution tower's part of [`Self::tower_features`].
+    /// The low-resolution tower's part of [`Self::tower_features_with`].
     ///
     /// # Errors
-    /// When the picture was prepared for other sizes.
-    pub fn low_res_features(&self, image: &PreparedImage) -> Result<Tensor> {
+    /// As there.
+    pub fn low_res_features(&self, image: &PreparedImage, pause: &mut Pause<'_>) -> Result<Tensor> {
         let side = image.low_res_size as usize;
         let shape = (image.views, 3, side, side);
-        self.low_res
-            .encode(&Tensor::from_slice(&image.low_res, shape, &Device::Cpu)?)
+        let views = Tensor::from_slice(&image.low_res, shape, &Device::Cpu)?;
+        self.low_res.encode(&views, pause)
     }
 
-    /// The high-resolution tower's part of [`Self::tower_features`]; empty for a model without one.
+    /// The high-resolution tower's part of [`Self::tower_features_with`]; empty for a model without one.
     ///
     /// # Errors
-    /// When the picture was prepared for other sizes.
-    pub fn high_res_features(&self, image: &PreparedImage) -> Result<Vec<Tensor>> {
+    /// As there.
+    pub fn high_res_features(
+        &self,
+        image: &PreparedImage,
+        pause: &mut Pause<'_>,
+    ) -> Result<Vec<Tensor>> {
         let Some((tower, _)) = &self.high_res else {
             return Ok(Vec::new());
         };
         let side = image.high_res_size as usize;
         let picture = Tensor::from_slice(&image.high_res, (3, side, side), &Device::Cpu)?;
-        tower.encode(&picture)
+        tower.encode(&picture, pause)
     }
 
     /// The region cells that view `view` of the features mines (HD: crops in the order TL, TR, BL, BR, then the overview).

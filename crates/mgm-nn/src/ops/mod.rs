@@ -19,6 +19,7 @@ mod group_norm;
 mod head_loss;
 mod linear;
 mod norm;
+mod paged;
 mod region;
 mod rope;
 
@@ -43,6 +44,7 @@ pub use head_loss::linear_cross_entropy;
 pub(crate) use linear::lora_linear;
 pub use linear::{linear, linear_bias, linear_transposed};
 pub use norm::{layer_norm, layer_norm_without_affine, rms_norm};
+pub use paged::paged_attention;
 pub use region::{CellWindow, RegionCells, region_attention, region_attention_weights};
 pub use rope::{RopeStyle, RopeTable, rope};
 

@@ -49,7 +49,7 @@ pub(super) async fn complete(
     request: Request,
 ) -> Result<Response, ApiError> {
     let limits = &app.options.limits;
-    let mut request: ChatRequest = read_json(request, limits, &app.bodies).await?;
+    let (mut request, share): (ChatRequest, _) = read_json(request, limits, &app.bodies).await?;
     let model = app.model_named(request.shared.model.as_deref())?;
     let logprobs = request.logprobs()?;
     let sampling = request
@@ -60,10 +60,11 @@ pub(super) async fn complete(
         asked: Asked::Chat(request.turns()?),
         sampling,
         choices,
+        share,
     };
     let name = request.shared.model.take();
     let head = Head::new("chatcmpl", name.unwrap_or_else(|| model.info.name.clone()));
-    let generation = generation::start(&app, &model.engine, &caller, order).await?;
+    let generation = generation::start(&app, model, &caller, order).await?;
     let engine = logprobs.map(|_| model.engine.clone());
     if request.shared.stream {
         let writer = Writer {

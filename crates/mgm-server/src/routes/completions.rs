@@ -25,7 +25,8 @@ pub(super) async fn complete(
     request: Request,
 ) -> Result<Response, ApiError> {
     let limits = &app.options.limits;
-    let mut request: CompletionRequest = read_json(request, limits, &app.bodies).await?;
+    let (mut request, share): (CompletionRequest, _) =
+        read_json(request, limits, &app.bodies).await?;
     let model = app.model_named(request.shared.model.as_deref())?;
     let logprobs = request.logprobs()?;
     let mut sampling = request
@@ -44,10 +45,11 @@ pub(super) async fn complete(
         asked: Asked::Inputs(inputs),
         sampling,
         choices,
+        share,
     };
     let name = request.shared.model.take();
     let head = Head::new("cmpl", name.unwrap_or_else(|| model.info.name.clone()));
-    let generation = generation::start(&app, &model.engine, &caller, order).await?;
+    let generation = generation::start(&app, model, &caller, order).await?;
     let engine = logprobs.map(|_| model.engine.clone());
     let offsets = vec![0; prompts * choices];
     if request.shared.stream {

@@ -51,7 +51,8 @@ pub(super) async fn generate(
     State(app): State<Arc<App>>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let request: PaintRequest = read_json(request, &app.options.limits, &app.bodies).await?;
+    let (request, _share): (PaintRequest, _) =
+        read_json(request, &app.options.limits, &app.bodies).await?;
     let model = app.model()?;
     let Some(painter) = &model.painter else {
         return Err(ApiError::not_found(

@@ -57,7 +57,8 @@ pub(super) async fn mine(
     State(app): State<Arc<App>>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let request: MiningRequest = read_json(request, &app.options.limits, &app.bodies).await?;
+    let (request, share): (MiningRequest, _) =
+        read_json(request, &app.options.limits, &app.bodies).await?;
     let model = app.model_named(request.model.as_deref())?;
     if !model.info.vision.is_some_and(|vision| vision.mines) {
         return Err(ApiError::unsupported(
@@ -72,7 +73,7 @@ pub(super) async fn mine(
     let permit = Arc::clone(&app.decoders).acquire_owned().await;
     let (state, engine) = (Arc::clone(&app), model.engine.clone());
     let attention = tokio::task::spawn_blocking(move || {
-        let _permit = permit;
+        let _held = (permit, share);
         let bytes = file.into_bytes(state.options.limits.image_bytes)?;
         engine
             .mining_attention(&bytes, &decoding_limits(&state))
@@ -116,8 +117,8 @@ fn views(attention: &MiningAttention, patches: Option<&[usize]>) -> Result<Vec<V
                 region: Region {
                     x: view.left,
                     y: view.top,
-                    width: view.width,
-                    height: view.height,
+                    width: view.side,
+                    height: view.side,
                 },
                 rows: view.patches,
                 columns: view.patches,

@@ -12,7 +12,7 @@ use crate::app::App;
 use crate::around::json;
 use crate::body::read_json;
 use crate::error::ApiError;
-use crate::generation::refusal;
+use crate::generation::{check_length, refusal, text_length};
 use crate::wire::message::{Piece, Turn};
 use crate::wire::tokens::{DetokenizeRequest, TokenizeRequest};
 
@@ -29,7 +29,8 @@ pub(super) async fn tokenize(
     State(app): State<Arc<App>>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let request: TokenizeRequest = read_json(request, &app.options.limits, &app.bodies).await?;
+    let (request, share): (TokenizeRequest, _) =
+        read_json(request, &app.options.limits, &app.bodies).await?;
     let model = app.model_named(request.model.as_deref())?;
     let (input, parse_special) = match (request.prompt, request.messages) {
         (Some(prompt), None) => (Input::Text(prompt), true),
@@ -41,12 +42,13 @@ pub(super) async fn tokenize(
             ));
         }
     };
+    check_length(text_length(std::slice::from_ref(&input)), model)?;
     let add_special = request.add_special_tokens.unwrap_or(true);
     let permit = Arc::clone(&app.decoders).acquire_owned().await;
     let engine = model.engine.clone();
     let strings = request.return_token_strs;
     let tokens = tokio::task::spawn_blocking(move || {
-        let _permit = permit;
+        let _held = (permit, share);
         let tokens = engine.tokenize(&input, parse_special, add_special)?;
         // There are no pictures, so there are no places for them.
         let ids: Vec<u32> = tokens
@@ -99,7 +101,8 @@ pub(super) async fn detokenize(
     State(app): State<Arc<App>>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let request: DetokenizeRequest = read_json(request, &app.options.limits, &app.bodies).await?;
+    let (request, share): (DetokenizeRequest, _) =
+        read_json(request, &app.options.limits, &app.bodies).await?;
     let model = app.model_named(request.model.as_deref())?;
     let Some(tokens) = request.tokens else {
         return Err(ApiError::invalid("tokens", "a request without `tokens`"));
@@ -107,7 +110,7 @@ pub(super) async fn detokenize(
     let permit = Arc::clone(&app.decoders).acquire_owned().await;
     let engine = model.engine.clone();
     let text = tokio::task::spawn_blocking(move || {
-        let _permit = permit;
+        let _held = (permit, share);
         engine.detokenize(&tokens.0, false)
     });
     let text = text

@@ -4,7 +4,7 @@ use candle_core::Tensor;
 use mgm_nn::ops::{self, DepthwiseParams};
 use mgm_nn::{Bias, Linear, WeightSource};
 
-use super::HighResTower;
+use super::{HighResTower, Pause};
 use crate::check::stored_depth;
 use crate::error::{Error, Result};
 
@@ -180,7 +180,7 @@ impl ConvNextTower {
 }
 
 impl HighResTower for ConvNextTower {
-    fn encode(&self, picture: &Tensor) -> Result<Vec<Tensor>> {
+    fn encode(&self, picture: &Tensor, pause: &mut Pause<'_>) -> Result<Vec<Tensor>> {
         let (_, height, width) = picture.dims3()?;
         let coarsest = STEM_STRIDE << (self.stages.len() - 1);
         if !height.is_multiple_of(coarsest) || !width.is_multiple_of(coarsest) {
@@ -209,6 +209,7 @@ impl HighResTower for ConvNextTower {
                     .reshape((rows, columns, stage.width))?;
             }
             for block in &stage.blocks {
+                pause()?;
                 map = block.forward(&map, self.eps)?;
             }
             outputs.push(map.permute((2, 0, 1))?.contiguous()?);
