@@ -117,8 +117,8 @@ fn views(attention: &MiningAttention, patches: Option<&[usize]>) -> Result<Vec<V
                 region: Region {
                     x: view.left,
                     y: view.top,
-                    width: view.width,
-                    height: view.height,
+                    width: view.side,
+                    height: view.side,
                 },
                 rows: view.patches,
                 columns: view.patches,
