@@ -184,7 +184,9 @@ fn a_stop_text_ends_the_answer_and_is_not_part_of_it() {
     for stop in [json!(word), json!(["never there", word])] {
         assert_eq!(ask(stop), (before.to_string(), json!("stop")));
     }
-    let answer = shared().post(CHAT, &chat("Hi", json!({"stop": plain}))).ok();
+    let answer = shared()
+        .post(CHAT, &chat("Hi", json!({"stop": plain})))
+        .ok();
     schema::check("ChatCompletion", &answer);
 }
 
@@ -307,6 +309,35 @@ fn text_completions_go_on_where_the_prompt_ends() {
         assert_eq!(usage[name], answer["usage"][name], "{name}");
     }
 }
+
+#[test]
+fn the_model_goes_by_all_its_names() {
+    let server = start(
+        mgm_server::ServerOptions {
+            model_names: vec!["org/smol".into(), "smol".into()],
+            ..options()
+        },
+        EngineOptions::default(),
+    );
+    let list = server.get("/v1/models").ok();
+    schema::check("ModelList", &list);
+    let names: Vec<&str> = list["data"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|model| model["id"].as_str().unwrap())
+        .collect();
+    assert_eq!(names, ["smol", "org/smol"]);
+    for path in [
+        "/v1/models/smol",
+        "/v1/models/org/smol",
+        "/v1/models/org%2Fsmol",
+    ] {
+        let model = server.get(path).ok();
+        schema::check("Model", &model);
+        assert!(model["capabilities"]["vision"].as_bool().unwrap());
+        assert_eq!(model["capabilities"]["painting"], false);
+    }
     let answer = server
         .post(
             CHAT,
