@@ -38,7 +38,7 @@ use std::rc::Rc;
 use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
-use mini_gemini::decoder::{BLOCK_POSITIONS, KvCache};
+use mini_gemini::decoder::{BLOCK_POSITIONS, CachePool, KvCache};
 use mini_gemini::{Error, PictureKey, Slot, VisualTokens};
 
 use crate::answer::{Answer, SharedClient, finish_unbegun};
@@ -88,6 +88,7 @@ impl Reading {
 pub(crate) struct Scheduler {
     pub(crate) shared: Arc<Shared>,
     pub(crate) brain: Arc<dyn Brain>,
+    pub(crate) pool: CachePool,
     pub(crate) readings: VecDeque<Reading>,
     pub(crate) answers: Vec<Answer>,
     pub(crate) tree: PrefixTree,
@@ -102,6 +103,7 @@ impl Scheduler {
     pub(crate) fn new(shared: Arc<Shared>, brain: Arc<dyn Brain>) -> Self {
         Self {
             shared,
+            pool: brain.cache_pool(),
             brain,
             readings: VecDeque::new(),
             answers: Vec::new(),
@@ -442,7 +444,7 @@ impl Scheduler {
 
     /// Tells the metrics what is there now.
     fn publish(&self) {
-        let live = self.brain.live_blocks();
+        let live = self.pool.live_blocks();
         let mut metrics = self.metrics();
         metrics.reading = self.readings.len();
         metrics.running = self.answers.len();
