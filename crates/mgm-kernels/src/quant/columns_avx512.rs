@@ -110,7 +110,7 @@ impl Rows {
         let next = self.data.wrapping_add(COLUMNS * self.row_bytes);
         for offset in (start / LINE * LINE..end).step_by(LINE) {
             // SAFETY: a prefetch may go anywhere.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(offset).cast()) };
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(next.wrapping_add(offset).cast()) };
         }
     }
 
@@ -216,11 +216,14 @@ impl<const TYPE: u32> Small<TYPE> {
         // SAFETY: the caller's.
         let word = unsafe { self.0.words(fifth) };
         std::array::from_fn(|g| {
-            let bits = lane_bits(word, 4 * g, 15);
-            // Bit `i` goes to byte `i`: no two of the sixteen products of bits meet.
-            let spread = _mm512_mullo_epi32(bits, _mm512_set1_epi32(0x0020_4081));
-            let spread = _mm512_and_si512(spread, _mm512_set1_epi32(0x0101_0101));
-            _mm512_or_si512(codes[g], _mm512_slli_epi32::<4>(spread))
+            // Bits `4g..4g + 4` of the word belong to the four bytes of the lane: its byte `g / 2`, one bit in each.
+            let byte = (0x0101_0101 * (g / 2)) as i32;
+            let place = _mm512_set1_epi32(byte);
+            let lanes = _mm512_set4_epi32(0x0c0c_0c0c, 0x0808_0808, 0x0404_0404, 0);
+            let spread = _mm512_shuffle_epi8(word, _mm512_add_epi32(place, lanes));
+            let bit = _mm512_set1_epi32(0x0804_0201 << (4 * (g % 2)));
+            let set = _mm512_test_epi8_mask(spread, bit);
+            _mm512_mask_add_epi8(codes[g], set, codes[g], _mm512_set1_epi8(16))
         })
     }
 }
