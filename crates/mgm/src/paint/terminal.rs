@@ -323,7 +323,7 @@ mod tests {
         let mut drawn = vec![None; 13 * 9];
         let (mut x, mut top, mut colour) = (0, 0, 0u8);
         let mut characters = body.chars().peekable();
-        let mut number = |characters: &mut std::iter::Peekable<std::str::Chars>| {
+        let number = |characters: &mut std::iter::Peekable<std::str::Chars>| {
             let mut value = 0usize;
             while let Some(digit) = characters.peek().and_then(|c| c.to_digit(10)) {
                 value = value * 10 + digit as usize;
