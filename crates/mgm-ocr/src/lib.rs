@@ -18,6 +18,7 @@
 //! # }
 //! ```
 
+mod closer;
 mod crop;
 mod detect;
 mod error;

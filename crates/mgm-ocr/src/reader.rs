@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicBool;
 
 use mgm_image::RgbImage;
 
+use crate::closer::{closer_size, merge};
 use crate::crop::{LineImage, cut_line};
 use crate::detect::{Detector, Region, regions};
 use crate::error::Result;
@@ -80,8 +81,22 @@ impl Reader {
         let Some(view) = View::of(image) else {
             return Ok(Page::default());
         };
-        let found = self.look(&view, view.network_size(), stop)?;
-        self.read_regions(image, &view, &found, stop)
+        let size = view.network_size();
+        let found = self.look(&view, size, stop)?;
+        let scale = f64::from(size.0) / f64::from(image.width);
+        let Some(size) = closer_size(&found, image.width, image.height, scale) else {
+            return self.read_regions(image, &view, &found, stop);
+        };
+        let first: Vec<Region> = found
+            .iter()
+            .map(|region| Region {
+                corners: view.original(&region.corners),
+                ..*region
+            })
+            .collect();
+        let whole = View::whole(image);
+        let found = merge(&first, &self.look(&whole, size, stop)?);
+        self.read_regions(image, &whole, &found, stop)
     }
 
     fn look(&self, view: &View<'_>, size: (u32, u32), stop: &AtomicBool) -> Result<Vec<Region>> {

@@ -22,6 +22,7 @@ mod interrupt;
 mod meter;
 mod model;
 mod models;
+mod ocr;
 mod paint;
 mod picture;
 mod shell;
@@ -76,6 +77,7 @@ fn run(command: Command, started: Instant) -> Result<(), Failure> {
         Command::Train(args) => train::run(args),
         Command::Eval(args) => eval::run(args),
         Command::Embed(args) => embed::run(args),
+        Command::Ocr(args) => ocr::run(args),
         Command::Models(args) => models::run(args.command),
         Command::Completions(args) => shell::completions(&args),
         Command::Man(args) => shell::man(&args),
