@@ -35,7 +35,9 @@ pub mod elementwise;
 pub mod gemm;
 pub mod level;
 pub mod mapped;
+pub mod mlp;
 pub mod process;
+pub mod pyramid;
 pub mod quant;
 
 mod buffer;
