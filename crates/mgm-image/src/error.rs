@@ -55,6 +55,14 @@ pub enum ImageError {
         /// Where the data ended.
         detail: String,
     },
+    /// The picture cannot be written as the format wants it.
+    #[error("cannot write a {format} image: {detail}")]
+    Encode {
+        /// The format's name.
+        format: &'static str,
+        /// What is wrong.
+        detail: String,
+    },
     /// The data contradict the format.
     #[error("corrupt {format} image: {detail}")]
     Corrupt {

@@ -1,8 +1,12 @@
 //! Scaled dot-product attention with an online softmax (Dao et al., FlashAttention), forward and backward.
 
 mod backward;
+mod paged;
+mod reduced;
 
 pub use backward::{attention_backward, attention_backward_at};
+pub use paged::{BLOCK_POSITIONS, PagedSequence, PagedShape, paged_attention, paged_attention_at};
+pub use reduced::{attention_bf16, attention_bf16_at};
 
 use rayon::prelude::*;
 
@@ -264,9 +268,16 @@ const KEY_BLOCK: usize = 256;
 const MIN_BLOCK_ROWS: usize = 8;
 
 /// `k` of all heads as packed rows, each head's rows from a multiple of 32.
-fn pack_heads(heads: usize, rows: usize, d: usize, k: &[f32], kl: HeadsLayout) -> PackedWeight {
+fn pack_heads(
+    heads: usize,
+    rows: usize,
+    d: usize,
+    k: &[f32],
+    kl: HeadsLayout,
+    t: WeightType,
+) -> PackedWeight {
     let padded = rows.next_multiple_of(PANEL);
-    PackedWeight::pack_rows(heads * padded, d, WeightType::F32, |index, out| {
+    PackedWeight::pack_rows(heads * padded, d, t, |index, out| {
         let (head, row) = (index / padded, index % padded);
         if row < rows {
             out.copy_from_slice(&k[kl.at(head, row)..][..d]);
@@ -346,7 +357,7 @@ pub fn attention_at(
         }
         return;
     }
-    let packed = pack_heads(s.kv_heads, s.key_len, d, k, kl);
+    let packed = pack_heads(s.kv_heads, s.key_len, d, k, kl, WeightType::F32);
     let padded = s.key_len.next_multiple_of(PANEL);
     let query_blocks = s.query_len.div_ceil(QUERY_BLOCK);
     let task = |index: usize| {

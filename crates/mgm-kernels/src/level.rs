@@ -45,28 +45,48 @@ struct State {
     error: Option<String>,
 }
 
+static STATE: OnceLock<State> = OnceLock::new();
+
 fn state() -> &'static State {
-    static STATE: OnceLock<State> = OnceLock::new();
-    STATE.get_or_init(|| {
-        let (available, avx512_bf16) = detect();
-        let best = available.last().copied().unwrap_or(Level::Portable);
-        let (level, error) = match std::env::var("MGM_KERNEL_LEVEL") {
-            Err(_) => (best, None),
-            Ok(value) => match Level::from_name(&value) {
-                Some(cap) => {
-                    (available.iter().copied().filter(|&l| l <= cap).max().unwrap_or(Level::Portable), None)
-                }
-                None => (
-                    best,
-                    Some(format!(
-                        "MGM_KERNEL_LEVEL: expected portable, avx2, avx512 or amx, found {value:?}; using {}",
-                        best.name()
-                    )),
-                ),
-            },
-        };
-        State { available, level, avx512_bf16, error }
+    STATE.get_or_init(|| match std::env::var("MGM_KERNEL_LEVEL") {
+        Err(_) => State::capped(None, None),
+        Ok(value) => match Level::from_name(&value) {
+            Some(cap) => State::capped(Some(cap), None),
+            None => State::capped(None, Some(value)),
+        },
     })
+}
+
+impl State {
+    /// What the machine has up to a level; `unknown` is a value of the environment variable that names none.
+    fn capped(cap: Option<Level>, unknown: Option<String>) -> Self {
+        let (available, avx512_bf16) = detect();
+        let below = |&level: &Level| cap.is_none_or(|cap| level <= cap);
+        let level = available.iter().copied().filter(below).max();
+        let level = level.unwrap_or(Level::Portable);
+        let error = unknown.map(|value| {
+            format!(
+                "MGM_KERNEL_LEVEL: expected portable, avx2, avx512 or amx, found {value:?}; using {}",
+                level.name()
+            )
+        });
+        Self {
+            available,
+            level,
+            avx512_bf16,
+            error,
+        }
+    }
+}
+
+/// Caps the level of this process, in place of `MGM_KERNEL_LEVEL`. Must come before anything asks for the level.
+///
+/// # Errors
+/// The level in use, when it has been asked for already.
+pub fn cap(cap: Level) -> Result<(), Level> {
+    STATE
+        .set(State::capped(Some(cap), None))
+        .map_err(|_| level())
 }
 
 #[cfg(target_arch = "x86_64")]

@@ -29,12 +29,19 @@ compile_error!(
 );
 
 pub mod attention;
+pub mod ceiling;
+pub mod conv;
+pub mod conv_backward;
 pub mod depthwise;
 pub mod elementwise;
 pub mod gemm;
+pub mod group_norm;
 pub mod level;
+pub mod low_rank;
 pub mod mapped;
+pub mod mlp;
 pub mod process;
+pub mod pyramid;
 pub mod quant;
 
 mod buffer;

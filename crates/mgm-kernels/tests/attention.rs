@@ -1,6 +1,9 @@
 //! Attention against a double-precision reference, and its gradients against finite differences.
 
-use mgm_kernels::attention::{AttentionShape, HeadsLayout, attention_at, attention_backward_at};
+use mgm_kernels::attention::{
+    AttentionShape, BLOCK_POSITIONS, HeadsLayout, PagedSequence, PagedShape, attention_at,
+    attention_backward_at, attention_bf16_at, paged_attention_at,
+};
 use mgm_kernels::level::available;
 
 struct Random(u64);
@@ -131,6 +134,63 @@ fn forward_matches_the_reference() {
                                 (got - want).abs() < 5e-6,
                                 "{level:?} {s:?} {head} {row} {d}: {got} {want}"
                             );
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Products of bf16 values where the machine has them, the `f32` ones elsewhere: near the reference on every level.
+#[test]
+fn bf16_products_stay_near_the_reference() {
+    let mut random = Random(21);
+    let wide = |heads, kv_heads, head_dim, query_len, key_len, causal_offset| AttentionShape {
+        heads,
+        kv_heads,
+        head_dim,
+        query_len,
+        key_len,
+        scale: 1.0 / (head_dim as f32).sqrt(),
+        causal_offset,
+    };
+    let mut all = shapes();
+    all.extend([
+        wide(3, 3, 64, 130, 77, None),
+        wide(2, 2, 32, 61, 301, None),
+        wide(4, 2, 96, 70, 70, Some(0)),
+        wide(1, 1, 512, 9, 600, None),
+    ]);
+    for s in all {
+        // Without a gap after each row the values can be packed as they lie.
+        for gap in [0, 3] {
+            let layout = |heads: usize| HeadsLayout {
+                head_stride: s.head_dim,
+                row_stride: heads * s.head_dim + gap,
+            };
+            let (ql, kl) = (layout(s.heads), layout(s.kv_heads));
+            let (q_len, k_len) = (s.query_len * ql.row_stride, s.key_len * kl.row_stride);
+            let (q, k, v) = (
+                random.values(q_len),
+                random.values(k_len),
+                random.values(k_len),
+            );
+            let want = reference(&s, &q, ql, &k, kl, &v, kl);
+            for level in available() {
+                let mut out = vec![f32::NAN; q_len];
+                attention_bf16_at(level, &s, &q, ql, &k, kl, &v, kl, &mut out, ql);
+                let mut index = 0;
+                for head in 0..s.heads {
+                    for row in 0..s.query_len {
+                        for d in 0..s.head_dim {
+                            let got = out[at(ql, head, row) + d];
+                            assert!(
+                                (f64::from(got) - want[index]).abs() < 1.5e-2,
+                                "{level:?} {s:?}: got {got}, expected {}",
+                                want[index]
+                            );
+                            index += 1;
                         }
                     }
                 }
@@ -286,6 +346,156 @@ fn backward_matches_finite_differences() {
                     );
                 }
             }
+        }
+    }
+}
+
+/// A sequence in blocks; what is not written holds rubbish that must not matter.
+struct Paged {
+    shape: PagedShape,
+    keys: Vec<Vec<f32>>,
+    values: Vec<Vec<f32>>,
+}
+
+impl Paged {
+    /// `k` and `v` are `[positions, kv_heads, head_dim]`.
+    fn new(shape: PagedShape, k: &[f32], v: &[f32]) -> Self {
+        let width = shape.kv_heads * shape.head_dim;
+        let positions = k.len() / width;
+        let blocks = positions.div_ceil(BLOCK_POSITIONS) + 1;
+        let mut keys = vec![vec![1e30; shape.block_len()]; blocks];
+        let mut values = vec![vec![-1e30; shape.block_len()]; blocks];
+        for (position, (key, value)) in k.chunks(width).zip(v.chunks(width)).enumerate() {
+            let (block, slot) = (position / BLOCK_POSITIONS, position % BLOCK_POSITIONS);
+            shape.write(&mut keys[block], &mut values[block], slot, key, value);
+        }
+        Self {
+            shape,
+            keys,
+            values,
+        }
+    }
+}
+
+/// Attention of several parts `(sequence, positions seen before, new rows)` in one call; the rows' queries are cut from `q`
+/// (`[positions, heads, head_dim]` of each sequence).
+fn paged(
+    level: mgm_kernels::level::Level,
+    parts: &[(&Paged, &[f32], usize, usize)],
+    scale: f32,
+) -> Vec<f32> {
+    let shape = parts[0].0.shape;
+    let width = shape.heads * shape.head_dim;
+    let slices: Vec<(Vec<&[f32]>, Vec<&[f32]>)> = parts
+        .iter()
+        .map(|(sequence, ..)| {
+            (
+                sequence.keys.iter().map(Vec::as_slice).collect(),
+                sequence.values.iter().map(Vec::as_slice).collect(),
+            )
+        })
+        .collect();
+    let sequences: Vec<PagedSequence> = parts
+        .iter()
+        .zip(&slices)
+        .map(|((_, _, before, rows), (keys, values))| PagedSequence {
+            keys,
+            values,
+            key_len: before + rows,
+            query_len: *rows,
+        })
+        .collect();
+    let q: Vec<f32> = parts
+        .iter()
+        .flat_map(|(_, q, before, rows)| &q[before * width..(before + rows) * width])
+        .copied()
+        .collect();
+    let mut out = vec![f32::NAN; q.len()];
+    paged_attention_at(level, &shape, scale, &sequences, &q, &mut out);
+    out
+}
+
+#[test]
+fn paged_attention_matches_the_reference_and_does_not_depend_on_the_division() {
+    let mut random = Random(91);
+    for (heads, kv_heads, head_dim) in [(9, 3, 64), (4, 4, 40), (8, 1, 16), (1, 1, 128)] {
+        let shape = PagedShape {
+            heads,
+            kv_heads,
+            head_dim,
+        };
+        let (width, kv_width) = (heads * head_dim, kv_heads * head_dim);
+        let scale = 1.0 / (head_dim as f32).sqrt();
+        for level in available() {
+            let mut made = Vec::new();
+            for positions in [1usize, 31, 33, 300, 530] {
+                let q = random.values(positions * width);
+                let (k, v) = (
+                    random.values(positions * kv_width),
+                    random.values(positions * kv_width),
+                );
+                let sequence = Paged::new(shape, &k, &v);
+                let whole = paged(level, &[(&sequence, &q, 0, positions)], scale);
+                let s = AttentionShape {
+                    heads,
+                    kv_heads,
+                    head_dim,
+                    query_len: positions,
+                    key_len: positions,
+                    scale,
+                    causal_offset: Some(0),
+                };
+                let layout = |width: usize| HeadsLayout {
+                    head_stride: head_dim,
+                    row_stride: width,
+                };
+                let want = reference(
+                    &s,
+                    &q,
+                    layout(width),
+                    &k,
+                    layout(kv_width),
+                    &v,
+                    layout(kv_width),
+                );
+                for head in 0..heads {
+                    for row in 0..positions {
+                        for d in 0..head_dim {
+                            let got = f64::from(whole[row * width + head * head_dim + d]);
+                            let want = want[(head * positions + row) * head_dim + d];
+                            assert!(
+                                (got - want).abs() < 2e-5,
+                                "{level:?} {shape:?} {positions}: {got} {want}"
+                            );
+                        }
+                    }
+                }
+                // Divided over calls in any way, the bits are the same.
+                for step in [1usize, 2, 3, 7, 64, 257] {
+                    let mut divided = Vec::new();
+                    for before in (0..positions).step_by(step) {
+                        let rows = step.min(positions - before);
+                        divided.extend(paged(level, &[(&sequence, &q, before, rows)], scale));
+                    }
+                    assert_eq!(divided, whole, "{level:?} {shape:?} {positions} by {step}");
+                }
+                made.push((sequence, q, positions, whole));
+            }
+            // Together with others the bits are the same.
+            let parts: Vec<(&Paged, &[f32], usize, usize)> = made
+                .iter()
+                .map(|(sequence, q, positions, _)| {
+                    let before = positions / 2;
+                    (sequence, q.as_slice(), before, positions - before)
+                })
+                .collect();
+            let together = paged(level, &parts, scale);
+            let alone: Vec<f32> = made
+                .iter()
+                .flat_map(|(_, _, positions, whole)| &whole[positions / 2 * width..])
+                .copied()
+                .collect();
+            assert_eq!(together, alone, "{level:?} {shape:?}");
         }
     }
 }

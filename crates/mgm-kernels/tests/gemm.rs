@@ -376,3 +376,38 @@ fn streamed_weights_give_what_packed_ones_do() {
         }
     }
 }
+
+/// Whatever rows stand beside a row, its results have the same bits: answers given together equal answers given alone. Only the AMX tiles,
+/// which are used from a number of rows on, add up in another order.
+#[test]
+fn rows_do_not_depend_on_their_neighbours() {
+    let mut random = Random(29);
+    for level in available() {
+        for t in TYPES {
+            if level == Level::Amx && t == WeightType::Bf16 {
+                continue;
+            }
+            for (n, k) in [(7, 5), (45, 130), (70, 4099)] {
+                let w = PackedWeight::pack(n, k, &random.values(n * k), t);
+                let (x, bias) = (random.values(40 * k), random.values(n));
+                let before = random.values(40 * n);
+                for accumulate in [false, true] {
+                    let epilogue = Epilogue {
+                        bias: Some(&bias),
+                        activation: Activation::None,
+                        accumulate,
+                    };
+                    let mut alone = before.clone();
+                    for (row, out) in x.chunks(k).zip(alone.chunks_mut(n)) {
+                        gemm_at(level, 1, row, &w, out, &epilogue);
+                    }
+                    for m in (2..=16).chain([27, 28, 40]) {
+                        let mut out = before[..m * n].to_vec();
+                        gemm_at(level, m, &x[..m * k], &w, &mut out, &epilogue);
+                        assert_eq!(out, alone[..m * n], "{level:?} {t:?} {m}×{n}×{k}");
+                    }
+                }
+            }
+        }
+    }
+}

@@ -2,22 +2,42 @@
 
 use std::process::Command;
 
-use mgm_kernels::level::{Level, available, has_avx512_bf16, level, level_error};
+use mgm_kernels::level::{Level, available, cap, has_avx512_bf16, level, level_error};
 
 /// Not a check of its own: the child of the tests below prints what it sees.
 #[test]
 fn child_report() {
+    if let Ok(name) = std::env::var("LEVEL_TEST_CAP") {
+        cap(Level::from_name(&name).unwrap()).unwrap();
+    }
     println!("level={} error={:?}", level().name(), level_error());
+    println!("late={:?}", cap(Level::Portable));
 }
 
 fn child(value: &str) -> String {
+    child_with(&[("MGM_KERNEL_LEVEL", value)])
+}
+
+fn child_with(variables: &[(&str, &str)]) -> String {
     let program = std::env::current_exe().unwrap();
     let output = Command::new(program)
         .args(["--exact", "child_report", "--nocapture"])
-        .env("MGM_KERNEL_LEVEL", value)
+        .envs(variables.iter().copied())
         .output()
         .unwrap();
     String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn a_cap_set_by_the_program_wins_when_it_comes_first() {
+    let best = available().into_iter().max().unwrap();
+    let report = child_with(&[
+        ("MGM_KERNEL_LEVEL", best.name()),
+        ("LEVEL_TEST_CAP", "portable"),
+    ]);
+    assert!(report.contains("level=portable error=None"), "{report}");
+    // Later than the first question it is refused, and says what is in use.
+    assert!(report.contains("late=Err(Portable)"), "{report}");
 }
 
 #[test]

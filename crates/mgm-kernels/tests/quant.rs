@@ -228,6 +228,7 @@ fn products_match_the_dequantised_weights() {
                 (5, 40, 11),
                 (8, 31, 5),
                 (9, 50, 3),
+                (17, 16, 2),
                 (40, 65, 2),
             ] {
                 // Row lengths that are not whole chunks of 256 where the format allows it.
@@ -237,7 +238,11 @@ fn products_match_the_dequantised_weights() {
                 let dense = w.dequantize_all();
                 let x = random(10 + m as u64, m * k);
                 let bias = random(77, n);
-                let integer = m <= 8;
+                let integer = match level {
+                    Level::Portable | Level::Avx2 => m <= 8,
+                    Level::Avx512 => true,
+                    Level::Amx => m <= 32,
+                };
                 let bf16 = !integer && level >= Level::Avx512 && has_avx512_bf16();
                 let seen = if integer {
                     round_activations(&x)
@@ -285,6 +290,37 @@ fn products_match_the_dequantised_weights() {
                         "{got} {v}"
                     );
                 }
+            }
+        }
+    }
+}
+
+/// Whatever rows stand beside a row, its results have the same bits.
+#[test]
+fn integer_rows_do_not_depend_on_their_neighbours() {
+    for level in available() {
+        let most = match level {
+            Level::Portable | Level::Avx2 => 8,
+            Level::Avx512 => 61,
+            Level::Amx => 32,
+        };
+        for t in QuantType::ALL {
+            let (n, k) = (45, 3 * t.block_len());
+            let weights = quantize(t, &random(9, n * k));
+            let w = QuantWeight::new(t, n, k, Bytes::from_vec(weights)).unwrap();
+            let x = random(3, most * k);
+            let alone: Vec<f32> = x
+                .chunks(k)
+                .flat_map(|row| {
+                    let mut out = vec![0.0; n];
+                    quant_gemm_at(level, 1, row, &w, &mut out, &Epilogue::default());
+                    out
+                })
+                .collect();
+            for m in (2..=most).filter(|m| *m <= 15 || m % 7 == 0 || *m == most) {
+                let mut out = vec![0.0; m * n];
+                quant_gemm_at(level, m, &x[..m * k], &w, &mut out, &Epilogue::default());
+                assert_eq!(out, alone[..m * n], "{level:?} {} {m} rows", t.name());
             }
         }
     }

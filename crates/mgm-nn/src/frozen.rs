@@ -3,6 +3,7 @@
 use std::sync::{Arc, OnceLock};
 
 use candle_core::{DType, Device, Result, Tensor};
+use mgm_kernels::conv::ConvWeight;
 use mgm_kernels::gemm::{self, Epilogue, PackedWeight, WeightType};
 use mgm_kernels::quant::{self, QuantWeight};
 
@@ -109,6 +110,23 @@ impl FrozenWeight {
             }
             FrozenStorage::Mapped(weight) => Tensor::from_vec(weight.values(), shape, &Device::Cpu),
             FrozenStorage::Dense(weight) => weight.to_dtype(DType::F32)?.to_device(&Device::Cpu),
+        }
+    }
+
+    /// The weight of a convolution whose patches are the columns; `None` for a weight on a device or in its file.
+    pub(crate) fn as_conv(&self) -> Option<ConvWeight<'_>> {
+        match &self.storage {
+            FrozenStorage::Packed(weight) => Some(ConvWeight::Packed(weight)),
+            FrozenStorage::Quantised(weight) => Some(ConvWeight::Quantised(weight)),
+            FrozenStorage::Mapped(_) | FrozenStorage::Dense(_) => None,
+        }
+    }
+
+    /// The packed matrix, if it is one.
+    pub(crate) fn as_packed(&self) -> Option<&PackedWeight> {
+        match &self.storage {
+            FrozenStorage::Packed(weight) => Some(weight),
+            _ => None,
         }
     }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use candle_core::{Device, Result, Tensor};
-use mgm_kernels::gemm::Activation;
+use mgm_kernels::gemm::{Activation, PackedWeight};
 
 use crate::FrozenWeight;
 use crate::ops::{self, Adapter, FrozenLinear};
@@ -36,11 +36,8 @@ pub(crate) enum Lora {
         b: Tensor,
         scale: f32,
     },
-    /// The scale is already in `up`.
-    Frozen {
-        down: Arc<FrozenWeight>,
-        up: Arc<FrozenWeight>,
-    },
+    /// The scale is already in the upper factor.
+    Frozen(Adapter),
 }
 
 impl Linear {
@@ -128,15 +125,9 @@ impl Linear {
                     &self.with_trainable_adapter(x, weight, a, b, *scale)?,
                     activation,
                 ),
-                Some(Lora::Frozen { down, up }) => self.all_frozen(
-                    x,
-                    weight,
-                    Some(Adapter {
-                        down: down.clone(),
-                        up: up.clone(),
-                    }),
-                    activation,
-                ),
+                Some(Lora::Frozen(adapter)) => {
+                    self.all_frozen(x, weight, Some(adapter.clone()), activation)
+                }
                 None => self.all_frozen(x, weight, None, activation),
             },
         }
@@ -225,9 +216,7 @@ impl Linear {
                 base + (ops::linear_transposed(&ops::linear_transposed(x, b)?, a)?
                     * f64::from(*scale))?
             }
-            Some(Lora::Frozen { down, up }) => {
-                base + ops::frozen_linear_transposed(&ops::frozen_linear_transposed(x, up)?, down)?
-            }
+            Some(Lora::Frozen(adapter)) => base + adapter.transposed(x)?,
         }
     }
 
@@ -251,7 +240,7 @@ impl Linear {
                     .matmul(&a.to_device(&Device::Cpu)?)?
                     * f64::from(*scale))?
             }
-            Some(Lora::Frozen { down, up }) => base + up.to_tensor()?.matmul(&down.to_tensor()?)?,
+            Some(Lora::Frozen(adapter)) => base + adapter.to_tensor()?,
         }
     }
 
@@ -260,6 +249,19 @@ impl Linear {
         matches!(self.matrix, Matrix::Trainable(_))
             || matches!(self.bias, Some(Bias::Trainable(_)))
             || matches!(self.lora, Some(Lora::Trainable { .. }))
+    }
+
+    /// The packed matrix and the bias of a layer of which nothing learns, for operations that fuse several layers.
+    pub(crate) fn plain_packed(&self) -> Option<(&PackedWeight, Option<&[f32]>)> {
+        let (Matrix::Frozen(weight), None) = (&self.matrix, &self.lora) else {
+            return None;
+        };
+        let bias = match &self.bias {
+            None => None,
+            Some(Bias::Frozen(bias)) => Some(&**bias),
+            Some(Bias::Trainable(_)) => return None,
+        };
+        Some((weight.as_packed()?, bias))
     }
 
     /// The frozen matrix of a layer that has neither bias nor adapter, for operations that fuse the product.

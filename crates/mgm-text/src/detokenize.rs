@@ -63,6 +63,10 @@ impl Detokenizer {
         Some((&self.bytes[start..end], self.special[index]))
     }
 
+    pub(crate) fn bytes_of(&self, id: u32) -> Option<&[u8]> {
+        self.token(id).map(|(bytes, _)| bytes)
+    }
+
     pub(crate) fn is_special(&self, id: u32) -> bool {
         self.special.get(id as usize).copied().unwrap_or(false)
     }

@@ -9,6 +9,7 @@
 //! * [`protocol`] has the small text conventions around the model: image numbering, OCR hints, picture prompts.
 
 mod added;
+mod clip;
 mod detokenize;
 mod directory;
 mod error;
@@ -26,13 +27,14 @@ mod sentencepiece;
 mod template;
 mod tokenizer;
 
+pub use clip::{ClipTokenizer, ClipWindow};
 pub use detokenize::DetokenizeStream;
 pub use error::TextError;
 pub use export::GgufVocabValue;
 pub use gguf::{GgufTokenType, GgufVocab};
 pub use images::{IMAGE_PLACEHOLDER, encode_with_images};
 pub use prompt::{Prompt, Segment};
-pub use template::{Message, Role, Template};
+pub use template::{Message, Piece, Places, Role, Template};
 pub use tokenizer::Tokenizer;
 
 /// Id that stands for the visual tokens of one image in a prompt (official `IMAGE_TOKEN_INDEX`).

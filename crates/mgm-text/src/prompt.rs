@@ -3,6 +3,7 @@
 use std::fmt;
 
 use crate::passage::Passage;
+use crate::template::Places;
 use crate::{IMAGE_PLACEHOLDER, IMAGE_TOKEN, TextError, Tokenizer};
 
 /// A part of a prompt.
@@ -48,13 +49,9 @@ impl Prompt {
         }
     }
 
-    /// Appends what somebody said; with `places_images` every `<image>` in it is a picture's place.
-    pub(crate) fn content(&mut self, text: &str, places_images: bool) {
-        if !places_images {
-            self.push_content(text);
-            return;
-        }
-        for (index, piece) in text.split(IMAGE_PLACEHOLDER).enumerate() {
+    /// Appends what somebody said, with pictures at its places.
+    pub(crate) fn content(&mut self, text: &str, places: &Places) {
+        for (index, piece) in places.split(text).into_iter().enumerate() {
             if index > 0 {
                 self.segments.push(Segment::Image);
             }
@@ -175,7 +172,8 @@ mod tests {
         for (text, content) in parts {
             match content {
                 None => prompt.markup(text),
-                Some(places_images) => prompt.content(text, *places_images),
+                Some(true) => prompt.content(text, &Places::Every),
+                Some(false) => prompt.content(text, &Places::None),
             }
         }
         prompt

@@ -384,6 +384,11 @@ impl Tokenizer {
         self.detokenizer.decode(ids, skip_special)
     }
 
+    /// The bytes that one id stands for, control tokens by their spelling; `None` outside the vocabulary. They need not be whole characters.
+    pub fn token_bytes(&self, id: u32) -> Option<&[u8]> {
+        self.detokenizer.bytes_of(id)
+    }
+
     /// Starts decoding ids as they arrive.
     pub fn stream(&self) -> DetokenizeStream {
         DetokenizeStream::new(Arc::clone(&self.detokenizer))

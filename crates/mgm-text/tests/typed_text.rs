@@ -5,7 +5,9 @@
 
 mod support;
 
-use mgm_text::{IMAGE_TOKEN, Message, Segment, Template, Tokenizer, encode_with_images};
+use mgm_text::{
+    IMAGE_TOKEN, Message, Piece, Places, Role, Segment, Template, Tokenizer, encode_with_images,
+};
 use support::{fetched, fixture, repository, sentencepiece};
 
 /// Every released family's tokeniser with its template; those that are not in the repository where they are at hand.
@@ -217,4 +219,40 @@ fn an_image_mark_is_a_place_only_in_messages_with_pictures() {
     let announcing = Template::by_name("v1_mmtag").unwrap();
     assert_eq!(announcing.prompt(&messages).image_count(), 1);
     assert_eq!(announcing.prompt(&messages[2..]).image_count(), 0);
+}
+
+#[test]
+fn pieces_place_pictures_and_leave_typed_marks_alone() {
+    let pieces = [
+        Piece::Text("A typed <image>, "),
+        Piece::Image,
+        Piece::Text("<image>"),
+        Piece::Image,
+    ];
+    let message = Message::from_pieces(Role::User, pieces);
+    assert_eq!(
+        message.text.as_deref(),
+        Some("A typed <image>, <image><image><image>")
+    );
+    for (name, places) in [("vicuna_v1", 2), ("smol", 2), ("gemma", 2), ("v1_mmtag", 1)] {
+        let template = Template::by_name(name).unwrap();
+        let prompt = template.prompt(&[message.clone(), Message::open_answer()]);
+        assert_eq!(prompt.image_count(), places, "{name}");
+        let typed: String = prompt
+            .segments()
+            .iter()
+            .filter_map(|segment| match segment {
+                Segment::Content(text) => Some(text.as_str()),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(typed, "A typed <image>, <image>", "{name}");
+    }
+    // Offsets that are no marks are ignored, not trusted.
+    let wrong = Message {
+        places: Places::At(vec![1, 8, 8, 9, 4000]),
+        ..message
+    };
+    let prompt = Template::by_name("vicuna_v1").unwrap().prompt(&[wrong]);
+    assert_eq!(prompt.image_count(), 1);
 }

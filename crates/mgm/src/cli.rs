@@ -1,11 +1,18 @@
 //! The flags as they are written. What they mean together is decided by each command.
 
+mod painting;
+mod reading;
+
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 
+use self::painting::PAINTER_VARIABLE;
+pub(crate) use self::painting::{ImagineArgs, PaintArgs, PainterWeights};
+pub(crate) use self::reading::{OcrArgs, ReadingModels};
 use crate::picture::PictureSource;
+use crate::serve::ServeArgs;
 
 /// Ask about pictures, train and score Mini-Gemini vision-language models.
 #[derive(Debug, Parser)]
@@ -25,10 +32,15 @@ pub(crate) struct Cli {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     Chat(ChatArgs),
+    Imagine(ImagineArgs),
+    // Larger than the others by far.
+    Serve(Box<ServeArgs>),
+    Ocr(OcrArgs),
     Train(TrainArgs),
     Eval(EvalArgs),
     Embed(EmbedArgs),
     Models(ModelsArgs),
+    Bench(BenchArgs),
     Completions(CompletionsArgs),
     Man(ManArgs),
 }
@@ -133,7 +145,8 @@ pub(crate) enum OverlongChoice {
     mgm chat --image photo.jpg \"What is in the picture?\"\n  \
     mgm chat --image before.png --image after.png \"What has changed?\"\n  \
     mgm chat \"Summarise this text.\" < letter.txt\n  \
-    mgm chat --image photo.jpg")]
+    mgm chat --image photo.jpg\n  \
+    mgm chat --gen --painter stable-diffusion-xl-base-1.0 -o apple.png \"draw a red apple\"")]
 pub(crate) struct ChatArgs {
     /// The question; piped input is appended to it, or stands for it
     pub(crate) prompt: Option<String>,
@@ -177,7 +190,33 @@ pub(crate) struct ChatArgs {
     #[arg(long, help_heading = "Answer")]
     pub(crate) parse_special: bool,
 
-    /// Print one JSON object (answer, stop, token counts, timings) instead of text
+    /// Read the answer's tokens one by one, also where it repeats what was said before; it is the same answer, later
+    #[arg(long, help_heading = "Answer")]
+    pub(crate) no_lookup: bool,
+
+    /// Ask for a picture: the model writes a prompt between <h> and </h>, and the painter paints it
+    #[arg(long = "gen", help_heading = "Painting")]
+    pub(crate) generate: bool,
+
+    /// With --gen, where to write the picture; later ones of a conversation get a number [default: generate.png]
+    #[arg(short, long = "output", value_name = "FILE.png", value_hint = ValueHint::FilePath, help_heading = "Painting")]
+    pub(crate) painter_output: Option<PathBuf>,
+
+    /// With --gen, the Stable Diffusion XL model that paints: a folder, a downloaded model's name, or a checkpoint file
+    #[arg(long, value_name = "NAME-OR-PATH", env = PAINTER_VARIABLE, value_hint = ValueHint::AnyPath, help_heading = "Painting")]
+    pub(crate) painter: Option<String>,
+
+    #[command(flatten)]
+    pub(crate) paint: PaintArgs,
+
+    /// Read the text in the pictures and give it to the model with the question
+    #[arg(long, help_heading = "Reading")]
+    pub(crate) ocr: bool,
+
+    #[command(flatten)]
+    pub(crate) reading: ReadingModels,
+
+    /// Print one JSON object (answer, stop, token counts, timings, text read, picture) instead of text
     #[arg(long)]
     pub(crate) json: bool,
 
@@ -249,6 +288,13 @@ pub(crate) struct EvalArgs {
     /// Score the model with its high-resolution tower left out, to see what it adds
     #[arg(long)]
     pub(crate) without_high_res: bool,
+
+    /// Read the text in the pictures and give it to the model with each question, as `mgm chat --ocr` does
+    #[arg(long, help_heading = "Reading")]
+    pub(crate) ocr: bool,
+
+    #[command(flatten)]
+    pub(crate) reading: ReadingModels,
 
     #[command(flatten)]
     pub(crate) model: ModelArgs,
@@ -424,6 +470,113 @@ pub(crate) struct PullArgs {
     pub(crate) verify: bool,
 }
 
+/// Measure each stage's speed on this machine, beside the least time that the machine allows.
+///
+/// Measures the built-in model, --model, or a released model's --shape with random weights. Before each line it waits until nothing else
+/// computes on this machine. "× floor" is the time over the floor: operations at the rate of products between registers, or bytes at the rate
+/// at which memory is read; both rates are measured first.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Stages: picture, preprocess, low-res, high-res, mining, prefill, decode, first-token.\n\n\
+    Examples:\n  \
+    mgm bench\n  \
+    mgm bench --shape 2b --weights Q4_K --json before.json\n  \
+    mgm bench --shape 2b --weights Q4_K --compare before.json\n  \
+    mgm bench --shape 7b --hd --level avx2 --stage low-res --stage high-res"
+)]
+pub(crate) struct BenchArgs {
+    /// Measure a released model's shape with random weights
+    #[arg(long, value_name = "SIZE", value_parser = shape_names(), conflicts_with = "model")]
+    pub(crate) shape: Option<String>,
+
+    /// Take the shape's HD configuration
+    #[arg(long, requires = "shape")]
+    pub(crate) hd: bool,
+
+    /// Type of the language model's matrices of a --shape [default: BF16]
+    #[arg(long, value_name = "TYPE", value_parser = weight_format, requires = "shape")]
+    pub(crate) weights: Option<mgm_bench::WeightFormat>,
+
+    /// Highest instruction-set level to use
+    #[arg(long, value_enum)]
+    pub(crate) level: Option<LevelChoice>,
+
+    /// Measure only this stage; may be repeated
+    #[arg(long = "stage", value_name = "STAGE", value_parser = stage)]
+    pub(crate) stages: Vec<mgm_bench::Stage>,
+
+    /// Prompt lengths in tokens
+    #[arg(
+        long,
+        value_name = "N,...",
+        value_delimiter = ',',
+        default_value = "64,640"
+    )]
+    pub(crate) prefill: Vec<NonZeroUsize>,
+
+    /// Tokens that are there before a decoded one
+    #[arg(
+        long,
+        value_name = "N,...",
+        value_delimiter = ',',
+        default_value = "64,640"
+    )]
+    pub(crate) context: Vec<NonZeroUsize>,
+
+    /// Answers decoded together; more than one only after the first context
+    #[arg(
+        long,
+        value_name = "N,...",
+        value_delimiter = ',',
+        default_value = "1,2,4,8"
+    )]
+    pub(crate) batch: Vec<NonZeroUsize>,
+
+    /// Timed runs of each stage, at least
+    #[arg(long, value_name = "N", default_value = "5")]
+    pub(crate) runs: NonZeroUsize,
+
+    /// The picture to look at [default: a photograph that the program carries]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) image: Option<PathBuf>,
+
+    /// Do not wait for an idle machine
+    #[arg(long)]
+    pub(crate) no_gate: bool,
+
+    /// Longest wait for an idle machine before each line, in seconds
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value = "120",
+        conflicts_with = "no_gate"
+    )]
+    pub(crate) gate: u64,
+
+    /// Write the report as JSON to this file, `-` for standard output
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) json: Option<PathBuf>,
+
+    /// Compare with the report of an earlier run
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) compare: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LevelChoice {
+    /// Whatever the compiler target guarantees
+    Portable,
+    /// AVX2 with FMA
+    Avx2,
+    /// AVX-512 with VNNI, and bf16 products where the processor has them
+    Avx512,
+    /// The AMX tile unit
+    Amx,
+}
+
 /// Print a shell completion script.
 #[derive(Debug, Args)]
 pub(crate) struct CompletionsArgs {
@@ -438,7 +591,7 @@ pub(crate) struct ManArgs {
     pub(crate) command: Option<String>,
 }
 
-fn template_names() -> clap::builder::PossibleValuesParser {
+pub(crate) fn template_names() -> clap::builder::PossibleValuesParser {
     clap::builder::PossibleValuesParser::new(mgm_text::Template::names())
 }
 
@@ -450,24 +603,49 @@ fn scheme(text: &str) -> Result<mini_gemini::pair::Scheme, String> {
     })
 }
 
-fn number(text: &str) -> Result<f64, String> {
+fn shape_names() -> clap::builder::PossibleValuesParser {
+    clap::builder::PossibleValuesParser::new(mgm_bench::Shape::ALL.map(mgm_bench::Shape::name))
+}
+
+fn weight_format(text: &str) -> Result<mgm_bench::WeightFormat, String> {
+    mgm_bench::WeightFormat::parse(text).ok_or_else(|| {
+        let names = mgm_bench::WeightFormat::names();
+        format!("expected one of {}", names.join(", "))
+    })
+}
+
+fn stage(text: &str) -> Result<mgm_bench::Stage, String> {
+    mgm_bench::Stage::parse(text).ok_or_else(|| {
+        let names = mgm_bench::Stage::ALL.map(mgm_bench::Stage::name);
+        format!("expected one of {}", names.join(", "))
+    })
+}
+
+pub(crate) fn number(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(value) if value.is_finite() => Ok(value),
         _ => Err("expected a number".into()),
     }
 }
 
-fn temperature(text: &str) -> Result<f32, String> {
+pub(crate) fn temperature(text: &str) -> Result<f32, String> {
     match number(text)? {
         value if (0.0..=10.0).contains(&value) => Ok(value as f32),
         _ => Err("expected 0 to 10".into()),
     }
 }
 
-fn probability(text: &str) -> Result<f32, String> {
+pub(crate) fn probability(text: &str) -> Result<f32, String> {
     match number(text)? {
         value if value > 0.0 && value <= 1.0 => Ok(value as f32),
         _ => Err("expected more than 0 and at most 1".into()),
+    }
+}
+
+fn fraction(text: &str) -> Result<f32, String> {
+    match number(text)? {
+        value if (0.0..=1.0).contains(&value) => Ok(value as f32),
+        _ => Err("expected 0 to 1".into()),
     }
 }
 
@@ -498,6 +676,10 @@ mod tests {
         assert_eq!(probability("1"), Ok(1.0));
         for bad in ["0", "1.1", "-0.5", "nan"] {
             assert!(probability(bad).is_err(), "{bad}");
+        }
+        assert_eq!(fraction("0"), Ok(0.0));
+        for bad in ["1.1", "-0.5", "nan"] {
+            assert!(fraction(bad).is_err(), "{bad}");
         }
         assert_eq!(percentage("85"), Ok(85.0));
         assert!(percentage("101").is_err());

@@ -54,6 +54,11 @@ impl Failure {
         Self::new(Kind::Interrupted, message)
     }
 
+    /// Whether Ctrl-C was the reason.
+    pub(crate) fn is_interruption(&self) -> bool {
+        self.kind == Kind::Interrupted
+    }
+
     /// Writing a result failed.
     pub(crate) fn stdout(error: &std::io::Error) -> Self {
         match error.kind() {
@@ -90,6 +95,11 @@ impl Failure {
     pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self
+    }
+
+    /// What went wrong, without causes and hint.
+    pub(crate) fn message(&self) -> &str {
+        &self.message
     }
 
     /// The process's exit code.
@@ -150,6 +160,15 @@ impl From<mini_gemini::Error> for Failure {
                 failure.hint("leave `<image>` out of the prompt: pictures are put before it")
             }
             _ => failure,
+        }
+    }
+}
+
+impl From<mgm_bench::Error> for Failure {
+    fn from(error: mgm_bench::Error) -> Self {
+        match error {
+            mgm_bench::Error::Model(error) => error.into(),
+            error => Self::from_error(&error),
         }
     }
 }

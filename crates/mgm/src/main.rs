@@ -12,16 +12,21 @@ macro_rules! note {
     }};
 }
 
+mod bench;
 mod chat;
 mod cli;
 mod embed;
 mod eval;
 mod failure;
+mod imagine;
 mod interrupt;
 mod meter;
 mod model;
 mod models;
+mod ocr;
+mod paint;
 mod picture;
+mod serve;
 mod shell;
 mod stdout;
 mod train;
@@ -65,15 +70,23 @@ fn main() -> ExitCode {
 
 fn run(command: Command, started: Instant) -> Result<(), Failure> {
     interrupt::install()?;
+    // Before anything asks for the level.
+    if let Command::Bench(args) = &command {
+        bench::set_level(args)?;
+    }
     if let Some(error) = mgm_kernels::level::level_error() {
         note!("warning: {error}");
     }
     match command {
         Command::Chat(args) => chat::run(args, started),
+        Command::Imagine(args) => imagine::run(args),
+        Command::Serve(args) => serve::run(*args),
         Command::Train(args) => train::run(args),
         Command::Eval(args) => eval::run(args),
         Command::Embed(args) => embed::run(args),
+        Command::Ocr(args) => ocr::run(args),
         Command::Models(args) => models::run(args.command),
+        Command::Bench(args) => bench::run(args),
         Command::Completions(args) => shell::completions(&args),
         Command::Man(args) => shell::man(&args),
     }

@@ -1,19 +1,20 @@
 //! The pictures of a conversation: which they are by content, and what the model saw in them.
 
-use candle_core::Tensor;
 use mgm_image::PreparedImage;
 use sha2::{Digest, Sha256};
+
+use crate::slots::VisualTokens;
 
 /// Visual tokens of pictures that have left the conversation are kept up to this many bytes.
 const KEPT_BYTES: usize = 128 << 20;
 
 /// A picture by its content, as the model gets to see it: equal keys, equal visual tokens.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct PictureKey([u8; 16]);
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PictureKey([u8; 16]);
 
 impl PictureKey {
     /// Half a SHA-256 digest of what the towers read.
-    pub(crate) fn of(prepared: &PreparedImage) -> Self {
+    pub fn of(prepared: &PreparedImage) -> Self {
         let mut digest = Sha256::new();
         let sizes = [
             prepared.high_res_size,
@@ -42,8 +43,7 @@ impl PictureKey {
 #[derive(Clone, Debug)]
 pub(crate) struct Picture {
     pub(crate) key: PictureKey,
-    /// `[tokens, hidden]`.
-    pub(crate) visual_tokens: Tensor,
+    pub(crate) visual_tokens: VisualTokens,
 }
 
 /// Pictures that have left the conversation, the latest last. Shown again, they are not looked at again.
@@ -61,7 +61,7 @@ impl SeenPictures {
         }
         let mut total = 0;
         let fits = |picture: &&Picture| {
-            total += picture.visual_tokens.elem_count() * size_of::<f32>();
+            total += picture.visual_tokens.bytes();
             total <= KEPT_BYTES
         };
         let kept = self.held.iter().rev().take_while(fits).count();
@@ -77,7 +77,7 @@ impl SeenPictures {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::{DType, Device};
+    use candle_core::{DType, Device, Tensor};
 
     fn prepared(values: &[f32], views: usize) -> PreparedImage {
         PreparedImage {
@@ -92,8 +92,9 @@ mod tests {
     fn picture(number: u8, rows: usize) -> Picture {
         Picture {
             key: PictureKey([number; 16]),
-            visual_tokens: Tensor::zeros((rows, 1 << 10), DType::F32, &Device::Cpu)
-                .expect("a small tensor"),
+            visual_tokens: VisualTokens::new(
+                Tensor::zeros((rows, 1 << 10), DType::F32, &Device::Cpu).expect("a small tensor"),
+            ),
         }
     }
 

@@ -22,6 +22,8 @@ pub struct GenerateOptions {
     pub overlong: Overlong,
     /// Whether control strings that somebody typed (`</s>`, `<|im_end|>`) become control tokens, as in the official code.
     pub parse_special: bool,
+    /// Whether several tokens are read at a time where the answer seems to repeat what was said before. The answer is the same, sooner.
+    pub lookup: bool,
 }
 
 /// What to do with a prompt longer than the model's limit.
@@ -44,6 +46,7 @@ impl Default for GenerateOptions {
             seed: None,
             overlong: Overlong::Refuse,
             parse_special: false,
+            lookup: true,
         }
     }
 }
@@ -119,30 +122,24 @@ impl Sampler {
             .map(|(id, logit)| (id as u32, logit / self.temperature))
             .filter(|(_, logit)| !logit.is_nan())
             .collect();
-        let kept = self.top_k.unwrap_or(usize::MAX).min(candidates.len());
-        let descending = |a: &(u32, f32), b: &(u32, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
-        if kept < candidates.len() {
-            candidates.select_nth_unstable_by(kept, descending);
+        if let Some(kept) = self.top_k.filter(|kept| *kept < candidates.len()) {
+            likeliest(&mut candidates, kept);
             candidates.truncate(kept);
         }
-        candidates.sort_unstable_by(descending);
-        let Some(&(_, best)) = candidates.first() else {
+        let best = candidates
+            .iter()
+            .map(|(_, logit)| *logit)
+            .fold(f32::NEG_INFINITY, f32::max);
+        if best == f32::NEG_INFINITY {
             return greedy(logits);
-        };
+        }
         let mut total = 0f64;
         for candidate in &mut candidates {
             candidate.1 = (candidate.1 - best).exp();
             total += f64::from(candidate.1);
         }
-        // Nucleus: keep tokens until the share before a token reaches top_p, so at least one always stays.
-        let mut nucleus = 0f64;
-        let limit = f64::from(self.top_p) * total;
-        let mut end = 0;
-        while end < candidates.len() && (end == 0 || nucleus < limit) {
-            nucleus += f64::from(candidates[end].1);
-            end += 1;
-        }
-        let mut point = self.random.random::<f64>() * nucleus;
+        let (end, mass) = self.nucleus(&mut candidates, total);
+        let mut point = self.random.random::<f64>() * mass;
         for (id, weight) in &candidates[..end] {
             point -= f64::from(*weight);
             if point <= 0.0 {
@@ -150,6 +147,47 @@ impl Sampler {
             }
         }
         candidates[end - 1].0
+    }
+
+    /// Brings the smallest set of candidates whose share of `total` reaches top-p to the front, at least one; gives its size and weight.
+    fn nucleus(&self, candidates: &mut [(u32, f32)], total: f64) -> (usize, f64) {
+        if self.top_p >= 1.0 {
+            return (candidates.len(), total);
+        }
+        let limit = f64::from(self.top_p) * total;
+        // A vocabulary is large and a nucleus small: only as many are sorted as may be needed.
+        let mut sorted = FIRST_SORTED;
+        loop {
+            likeliest(candidates, sorted);
+            let front = candidates.len().min(sorted);
+            candidates[..front].sort_unstable_by(falling);
+            let mut mass = 0f64;
+            for (index, (_, weight)) in candidates[..front].iter().enumerate() {
+                mass += f64::from(*weight);
+                if mass >= limit {
+                    return (index + 1, mass);
+                }
+            }
+            if front == candidates.len() {
+                return (front, mass);
+            }
+            sorted *= 8;
+        }
+    }
+}
+
+/// Candidates sorted at first when a nucleus is looked for.
+const FIRST_SORTED: usize = 128;
+
+/// Falling by value, equals by id.
+fn falling(a: &(u32, f32), b: &(u32, f32)) -> std::cmp::Ordering {
+    b.1.total_cmp(&a.1).then(a.0.cmp(&b.0))
+}
+
+/// Brings the `count` largest to the front, in an order that depends on nothing but the candidates.
+fn likeliest(candidates: &mut [(u32, f32)], count: usize) {
+    if count > 0 && count < candidates.len() {
+        candidates.select_nth_unstable_by(count, falling);
     }
 }
 
@@ -213,6 +251,54 @@ mod tests {
             ..options
         };
         assert!(draw(&nucleus, &logits, 200).iter().all(|id| *id == 2));
+    }
+
+    #[test]
+    fn the_nucleus_is_the_smallest_set_that_reaches_its_share() {
+        // Falling weights in a scrambled order, so many that the nucleus is larger than what is sorted at first.
+        let logits: Vec<f32> = (0..3001u32)
+            .map(|id| -((id * 1009 % 3001) as f32) / 700.0)
+            .collect();
+        let mut sorted: Vec<(u32, f64)> = (0..3001)
+            .map(|id| (id, f64::from(logits[id as usize]).exp()))
+            .collect();
+        sorted.sort_by(|a, b| b.1.total_cmp(&a.1));
+        let total: f64 = sorted.iter().map(|(_, weight)| weight).sum();
+        for top_p in [0.001f32, 0.1, 0.5, 0.9] {
+            let mut mass = 0.0;
+            let size = sorted
+                .iter()
+                .take_while(|(_, weight)| {
+                    let before = mass;
+                    mass += weight;
+                    before < f64::from(top_p) * total
+                })
+                .count();
+            let options = GenerateOptions {
+                temperature: 1.0,
+                top_k: None,
+                top_p,
+                seed: Some(3),
+                ..Default::default()
+            };
+            let sampler = Sampler::new(&options);
+            let mut candidates: Vec<(u32, f32)> = logits
+                .iter()
+                .enumerate()
+                .map(|(id, logit)| (id as u32, logit.exp()))
+                .collect();
+            let (end, found) = sampler.nucleus(&mut candidates, total);
+            assert!(end.abs_diff(size) <= 1, "top-p {top_p}: {end} of {size}");
+            assert!(found >= f64::from(top_p) * total);
+            let mut ids: Vec<u32> = candidates[..end].iter().map(|(id, _)| *id).collect();
+            let mut wanted: Vec<u32> = sorted[..end].iter().map(|(id, _)| *id).collect();
+            ids.sort_unstable();
+            wanted.sort_unstable();
+            assert_eq!(ids, wanted);
+            for id in draw(&options, &logits, 50) {
+                assert!(wanted.contains(&id));
+            }
+        }
     }
 
     #[test]

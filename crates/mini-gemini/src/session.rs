@@ -2,15 +2,16 @@
 
 use std::time::{Duration, Instant};
 
-use candle_core::Tensor;
 use mgm_image::{PreparedImage, RgbImage};
 use mgm_text::{Message, Template, protocol};
 
-use crate::decoder::{Context, KvCache};
+use crate::decoder::KvCache;
 use crate::error::{Error, Result};
+use crate::lookup::{Drafts, Lookup};
 use crate::model::MiniGemini;
 use crate::pictures::{Picture, PictureKey, SeenPictures};
 use crate::sampling::{GenerateOptions, Overlong, Sampler};
+use crate::slots::{Read, Slot};
 
 /// Rows prefilled at once; bounds activation memory and lets a long prompt be interrupted.
 const PREFILL_ROWS: usize = 512;
@@ -84,16 +85,10 @@ pub struct Answer {
     pub cut_tokens: usize,
     /// Tokens generated, the end-of-turn token included.
     pub new_tokens: usize,
+    /// Tokens that were read ahead of their choice.
+    pub drafts: Drafts,
     /// Where the time went.
     pub timings: Timings,
-}
-
-/// One position of the sequence the cache holds: a text token, or a visual token of a picture. Pictures are told apart by their
-/// content, so that a slot means the same whatever conversation it stands in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Slot {
-    Text(u32),
-    Visual { picture: PictureKey, token: usize },
 }
 
 /// A conversation with a model. Asking again costs only the new tokens, and a picture shown again is not looked at again.
@@ -213,6 +208,7 @@ impl<'a> Session<'a> {
             cached_tokens: 0,
             cut_tokens: 0,
             new_tokens: 0,
+            drafts: Drafts::default(),
             timings: Timings::default(),
         };
         let limit = self.model.context_limit();
@@ -263,10 +259,9 @@ impl<'a> Session<'a> {
             if on_event(Event::EncodingImage { index, total }) == Control::Stop {
                 return Ok(Control::Stop);
             }
-            let features = self.model.tower_features(prepared)?;
             self.pictures.push(Picture {
                 key: *key,
-                visual_tokens: self.model.visual_tokens(&features)?,
+                visual_tokens: self.model.look_at(prepared, &mut || Ok(()))?,
             });
         }
         if !prepared.is_empty() {
@@ -291,30 +286,7 @@ impl<'a> Session<'a> {
         let mut turns = self.messages.clone();
         turns.push(Message::open_answer());
         let prompt = self.template.prompt(&turns).with_numbered_images();
-        let placeholders = prompt.image_count();
-        if placeholders != pictures.len() {
-            return Err(Error::PlaceholderCount {
-                placeholders,
-                images: pictures.len(),
-            });
-        }
-        let tokens = self
-            .model
-            .vision()
-            .map_or(0, |vision| vision.tokens_per_image());
-        let mut pictures = pictures.into_iter();
-        let mut slots = Vec::new();
-        for id in prompt.encode(self.model.tokenizer(), parse_special)? {
-            match u32::try_from(id) {
-                Ok(id) => slots.push(Slot::Text(id)),
-                Err(_) => {
-                    let visual =
-                        |picture| (0..tokens).map(move |token| Slot::Visual { picture, token });
-                    slots.extend(pictures.next().into_iter().flat_map(visual));
-                }
-            }
-        }
-        Ok(slots)
+        self.model.slots(&prompt, &pictures, parse_special)
     }
 
     /// Cuts the cache to the longest common prefix with `slots` and returns its length; at least one position stays to be read.
@@ -342,50 +314,42 @@ impl<'a> Session<'a> {
             if on_event(Event::Prefilling { tokens: remaining }) == Control::Stop {
                 return Ok(None);
             }
-            last = Some(self.read(block)?);
+            let logits = usize::from(remaining == block.len());
+            last = self.read(block, logits)?.pop();
         }
-        let hidden = last.ok_or_else(|| Error::Input("the prompt is empty".into()))?;
-        let rows = hidden.dim(0)?;
-        self.logits(&hidden.narrow(0, rows - 1, 1)?).map(Some)
+        last.ok_or_else(|| Error::Input("the prompt is empty".into()))
+            .map(Some)
     }
 
-    /// Runs the decoder over further positions and remembers them; gives their hidden states `[slots, hidden]`.
-    fn read(&mut self, slots: &[Slot]) -> Result<Tensor> {
-        let decoder = self.model.decoder();
-        let mut parts = Vec::new();
-        let mut rest = slots;
-        while let Some(first) = rest.first() {
-            let follows = |(offset, slot): &(usize, &Slot)| slot.follows(first, *offset);
-            let run = rest.iter().enumerate().take_while(follows).count();
-            let (run, after) = rest.split_at(run);
-            parts.push(match first {
-                Slot::Text(_) => {
-                    decoder.embed(&run.iter().filter_map(Slot::text).collect::<Vec<_>>())?
-                }
-                Slot::Visual { picture, token } => self
-                    .pictures
-                    .iter()
-                    .find(|held| held.key == *picture)
-                    .ok_or_else(|| Error::Input("a picture of the prompt is not held".into()))?
-                    .visual_tokens
-                    .narrow(0, *token, run.len())?,
-            });
-            rest = after;
-        }
-        let embeddings = Tensor::cat(&parts, 0)?;
-        let mut caches = [(&mut self.cache, slots.len())];
-        let hidden = decoder.hidden(&embeddings, &mut Context::Cached(&mut caches))?;
+    /// Runs the decoder over further positions and remembers them; gives the logits after the last ones, as many as asked for.
+    fn read(&mut self, slots: &[Slot], logits: usize) -> Result<Vec<Vec<f32>>> {
+        let pictures = &self.pictures;
+        let find = |key| {
+            let held = pictures.iter().find(|held| held.key == key)?;
+            Some(held.visual_tokens.clone())
+        };
+        let read = Read {
+            cache: &mut self.cache,
+            slots,
+            logits,
+        };
+        let logits = self.model.read(&mut [read], &find)?;
         self.cached.extend_from_slice(slots);
-        Ok(hidden)
+        Ok(logits)
     }
 
-    fn logits(&self, hidden: &Tensor) -> Result<Vec<f32>> {
-        Ok(self
-            .model
-            .decoder()
-            .logits(hidden)?
-            .flatten_all()?
-            .to_vec1()?)
+    /// Forgets the last positions read, reads text tokens in their place, and gives the logits behind each of them.
+    fn read_again(&mut self, forgotten: usize, ids: &[u32]) -> Result<Vec<Vec<f32>>> {
+        self.forget(forgotten);
+        let slots: Vec<Slot> = ids.iter().copied().map(Slot::Text).collect();
+        self.read(&slots, slots.len())
+    }
+
+    /// Forgets the last positions read.
+    fn forget(&mut self, count: usize) {
+        let kept = self.cached.len().saturating_sub(count);
+        self.cached.truncate(kept);
+        self.cache.truncate(kept);
     }
 
     fn generate(
@@ -408,6 +372,7 @@ impl<'a> Session<'a> {
                 .max(limit),
             Overlong::Truncate => usize::MAX,
         };
+        let mut lookup = Lookup::new(self.cached.iter().map(Slot::text), options.lookup);
         loop {
             let id = sampler.next(&logits);
             answer.new_tokens += 1;
@@ -422,39 +387,24 @@ impl<'a> Session<'a> {
                     break;
                 }
             }
-            if answer.new_tokens == options.max_new_tokens || self.cached.len() + 1 >= end {
+            let held = self.cached.len() - lookup.unchosen();
+            if answer.new_tokens == options.max_new_tokens || held + 1 >= end {
                 answer.stop = StopReason::Length;
                 break;
             }
-            let hidden = self.read(&[Slot::Text(id)])?;
-            logits = self.logits(&hidden)?;
+            // The last token of an answer is not read, nor is one at the end of the context.
+            let most = (options.max_new_tokens - answer.new_tokens - 1).min(end - held - 2);
+            logits = lookup.advance(id, most, &mut |forgotten, ids| {
+                self.read_again(forgotten, ids)
+            })?;
         }
+        self.forget(lookup.unchosen());
+        answer.drafts = lookup.drafts();
         if let Some(piece) = stream.finish() {
             answer.text.push_str(&piece);
             on_event(Event::Text(&piece));
         }
         Ok(())
-    }
-}
-
-impl Slot {
-    /// Whether this slot, `offset` behind `first`, can be embedded in one piece with it.
-    fn follows(&self, first: &Slot, offset: usize) -> bool {
-        match (*self, *first) {
-            (Slot::Text(_), Slot::Text(_)) => true,
-            (Slot::Visual { .. }, Slot::Visual { picture, token }) => {
-                let token = token + offset;
-                *self == Slot::Visual { picture, token }
-            }
-            _ => false,
-        }
-    }
-
-    fn text(&self) -> Option<u32> {
-        match self {
-            Slot::Text(id) => Some(*id),
-            Slot::Visual { .. } => None,
-        }
     }
 }
 
@@ -476,26 +426,31 @@ fn question(text: &str, images: usize) -> Result<Message> {
 
 #[cfg(test)]
 mod tests {
+    use mgm_text::Places;
+
     use super::*;
 
     #[test]
     fn pictures_come_first_unless_placed() {
         let text = |typed, images| {
             question(typed, images)
-                .map(|message| (message.text.unwrap_or_default(), message.places_images))
+                .map(|message| (message.text.unwrap_or_default(), message.places))
         };
-        assert_eq!(text("What?", 0).expect("text"), ("What?".into(), false));
+        assert_eq!(
+            text("What?", 0).expect("text"),
+            ("What?".into(), Places::None)
+        );
         assert_eq!(
             text("an <image> tag", 0).expect("text"),
-            ("an <image> tag".into(), false)
+            ("an <image> tag".into(), Places::None)
         );
         assert_eq!(
             text("What?", 2).expect("two"),
-            ("<image>\n<image>\nWhat?".into(), true)
+            ("<image>\n<image>\nWhat?".into(), Places::Every)
         );
         assert_eq!(
             text("a <image> b", 1).expect("placed"),
-            ("a <image> b".into(), true)
+            ("a <image> b".into(), Places::Every)
         );
         assert!(question("a <image> b", 2).is_err());
     }

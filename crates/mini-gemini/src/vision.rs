@@ -1,6 +1,6 @@
 //! From prepared pictures to visual tokens: both towers, mining, projector; base and HD (spec: model §7).
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 use mgm_image::{Aspect, PreparedImage, PreprocessConfig};
 use mgm_nn::WeightSource;
 use mgm_nn::ops::{CellWindow, RegionCells};
@@ -9,7 +9,7 @@ use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 use crate::mining::Mining;
 use crate::projector::Projector;
-use crate::towers::{self, HighResTower, LowResTower};
+use crate::towers::{self, HighResTower, LowResTower, Pause};
 
 /// What the frozen towers see in one picture. Made once, cached by callers, reused for every question about it.
 #[derive(Clone, Debug)]
@@ -143,27 +143,60 @@ impl Vision {
         self.low_res.patches() * if self.grid == 1 { 1 } else { views }
     }
 
+    /// Whether patches mine a high-resolution tower.
+    pub fn mines(&self) -> bool {
+        self.high_res.is_some()
+    }
+
     /// Runs both towers on one prepared picture.
     ///
     /// # Errors
     /// When the picture was prepared for other sizes.
     pub fn tower_features(&self, image: &PreparedImage) -> Result<TowerFeatures> {
-        let low = image.low_res_size as usize;
-        let device = candle_core::Device::Cpu;
-        let low_res = Tensor::from_slice(&image.low_res, (image.views, 3, low, low), &device)?;
-        let low_res = self.low_res.encode(&low_res)?;
-        let high_res = match &self.high_res {
-            Some((tower, _)) => {
-                let side = image.high_res_size as usize;
-                tower.encode(&Tensor::from_slice(
-                    &image.high_res,
-                    (3, side, side),
-                    &device,
-                )?)?
-            }
-            None => Vec::new(),
+        self.tower_features_with(image, &mut || Ok(()))
+    }
+
+    /// [`Self::tower_features`] with something to do between the layers.
+    ///
+    /// # Errors
+    /// When the picture was prepared for other sizes, or `pause` says so.
+    pub fn tower_features_with(
+        &self,
+        image: &PreparedImage,
+        pause: &mut Pause<'_>,
+    ) -> Result<TowerFeatures> {
+        Ok(TowerFeatures {
+            low_res: self.low_res_features(image, pause)?,
+            high_res: self.high_res_features(image, pause)?,
+        })
+    }
+
+    /// The low-resolution tower's part of [`Self::tower_features_with`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn low_res_features(&self, image: &PreparedImage, pause: &mut Pause<'_>) -> Result<Tensor> {
+        let side = image.low_res_size as usize;
+        let shape = (image.views, 3, side, side);
+        let views = Tensor::from_slice(&image.low_res, shape, &Device::Cpu)?;
+        self.low_res.encode(&views, pause)
+    }
+
+    /// The high-resolution tower's part of [`Self::tower_features_with`]; empty for a model without one.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn high_res_features(
+        &self,
+        image: &PreparedImage,
+        pause: &mut Pause<'_>,
+    ) -> Result<Vec<Tensor>> {
+        let Some((tower, _)) = &self.high_res else {
+            return Ok(Vec::new());
         };
-        Ok(TowerFeatures { low_res, high_res })
+        let side = image.high_res_size as usize;
+        let picture = Tensor::from_slice(&image.high_res, (3, side, side), &Device::Cpu)?;
+        tower.encode(&picture, pause)
     }
 
     /// The region cells that view `view` of the features mines (HD: crops in the order TL, TR, BL, BR, then the overview).

@@ -130,13 +130,19 @@ fn folded_mining_equals_the_plain_formula() {
             .tower_features(&prepared(pictures("base").swap_remove(1), 1))
             .unwrap();
         let low_res = features.low_res.squeeze(0).unwrap();
-        let plain = mining
+        let (plain, plain_weights) = mining
             .forward_plain(&low_res, &concatenated(&features.high_res))
             .unwrap();
         let folded = vision.mined(&features, 0).unwrap().unwrap();
         assert_close(&format!("{family}: folded mining"), &folded, &plain, 1e-5);
         let attention = vision.mining_attention(&features, 0).unwrap();
         assert_eq!(attention.dims(), [36, 64]);
+        assert_close(
+            &format!("{family}: attention weights"),
+            &attention,
+            &plain_weights,
+            1e-5,
+        );
         for row in attention.to_vec2::<f32>().unwrap() {
             let sum: f32 = row.iter().sum();
             assert!(
@@ -224,12 +230,16 @@ fn built_in_towers_on_a_photograph() {
             .collect();
         Tensor::stack(&rows, 0).unwrap()
     };
-    let state = low.encode(&view).unwrap().squeeze(0).unwrap();
+    let state = low
+        .encode(&view, &mut || Ok(()))
+        .unwrap()
+        .squeeze(0)
+        .unwrap();
     let all: Vec<usize> = (0..384).collect();
     let reference = get(&expected, "low_res").t().unwrap().contiguous().unwrap();
     let reference = standardised(&reference, "model.vision_tower.feature_norm", &all);
     assert_close("ViT state", &state.t().unwrap(), &reference, TOLERANCE);
-    let taps = high.encode(&picture).unwrap();
+    let taps = high.encode(&picture, &mut || Ok(())).unwrap();
     assert_eq!(taps.len(), 3);
     for (index, tap) in taps.iter().enumerate() {
         let channels: Vec<usize> = integers(get(&expected, &format!("high_res.{index}.channels")))
@@ -291,4 +301,48 @@ fn every_directory_loads_with_default_options() {
         );
         assert_eq!(model.context_limit(), 2048);
     }
+}
+
+/// The look inside a picture tells where each view lies and what the miner's attention was there.
+#[test]
+fn the_look_inside_is_the_miners_attention() {
+    let mut image = mgm_image::RgbImage::filled(50, 30, [10, 20, 30]);
+    for (index, value) in image.data.iter_mut().enumerate() {
+        *value = (index as u32).wrapping_mul(2_654_435_761) as u8;
+    }
+    let hd = load_directory(&hd_directory("look-inside"), policy(&[], None));
+    let base = load("llama", &[]);
+    for (model, views, corner) in [(&base, 1, [0.0, -10.0]), (&hd, 5, [25.0, 15.0])] {
+        let mut pauses = 0;
+        let inside = model
+            .mining_attention(&image, &mut || {
+                pauses += 1;
+                Ok(())
+            })
+            .unwrap();
+        assert!(pauses > 2, "the towers were not interruptible");
+        assert_eq!((inside.width, inside.height), (50, 30));
+        assert_eq!(inside.views.len(), views);
+        // The last crop, or the only view.
+        let view = &inside.views[views.saturating_sub(2).min(3)];
+        let last = if views == 1 { [50.0; 1] } else { [25.0; 1] };
+        assert_eq!(([view.left, view.top], [view.side]), (corner, last));
+        let features = model
+            .tower_features(&model.prepare(&image).unwrap())
+            .unwrap();
+        for (index, view) in inside.views.iter().enumerate() {
+            let direct = model
+                .vision()
+                .unwrap()
+                .mining_attention(&features, index)
+                .unwrap();
+            assert_eq!(
+                direct.dims(),
+                [view.patches * view.patches, view.cells * view.cells]
+            );
+            assert_eq!(view.weights, floats(&direct));
+        }
+    }
+    let stopped = base.mining_attention(&image, &mut || Err(mini_gemini::Error::Stopped));
+    assert!(matches!(stopped, Err(mini_gemini::Error::Stopped)));
 }

@@ -6,8 +6,8 @@ use super::{
     AttentionShape, EMPTY_ROW, HeadsLayout, QUERY_BLOCK, block_row, check, dot, pack_heads,
 };
 use crate::buffer::with_scratch;
-use crate::gemm::PANEL;
 use crate::gemm::serial::{self, Operand};
+use crate::gemm::{PANEL, WeightType};
 use crate::level::{self, Level, level};
 use crate::math::multiversion;
 use crate::shared::SharedSlice;
@@ -120,8 +120,8 @@ pub fn attention_backward_at(
     let d = s.head_dim;
     let group = s.heads / s.kv_heads;
     let padded = s.key_len.next_multiple_of(PANEL);
-    let packed_k = pack_heads(s.kv_heads, s.key_len, d, k, kl);
-    let packed_v = pack_heads(s.kv_heads, s.key_len, d, v, vl);
+    let packed_k = pack_heads(s.kv_heads, s.key_len, d, k, kl, WeightType::F32);
+    let packed_v = pack_heads(s.kv_heads, s.key_len, d, v, vl, WeightType::F32);
     let (dq, dk, dv) = (
         SharedSlice::new(dq),
         SharedSlice::new(dk),

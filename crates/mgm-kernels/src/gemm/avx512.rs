@@ -15,15 +15,15 @@ fn masks(columns: usize) -> [__mmask16; 2] {
     [mask(columns), mask(columns.saturating_sub(16))]
 }
 
-/// Adds the split accumulators, bias and previous values and stores the tile.
+/// Adds bias and previous values and stores the tile.
 ///
 /// # Safety
 /// See [`MicroArguments`].
 #[inline]
 #[target_feature(enable = "avx512f")]
-unsafe fn store<const ROWS: usize, const VECTORS: usize, const SPLIT: usize>(
+unsafe fn store<const ROWS: usize, const VECTORS: usize>(
     arguments: &MicroArguments,
-    sums: &[[[__m512; VECTORS]; ROWS]; SPLIT],
+    sums: &[[__m512; VECTORS]; ROWS],
 ) {
     let masks = masks(arguments.columns);
     for v in 0..VECTORS {
@@ -34,11 +34,7 @@ unsafe fn store<const ROWS: usize, const VECTORS: usize, const SPLIT: usize>(
             unsafe { _mm512_maskz_loadu_ps(masks[v], arguments.bias.wrapping_add(16 * v)) }
         };
         for i in 0..ROWS {
-            let mut sum = sums[0][i][v];
-            for part in &sums[1..] {
-                sum = _mm512_add_ps(sum, part[i][v]);
-            }
-            sum = _mm512_add_ps(sum, bias);
+            let mut sum = _mm512_add_ps(sums[i][v], bias);
             let c = arguments.c.wrapping_add(i * arguments.ldc + 16 * v);
             // SAFETY: `c` has `columns` writable elements in each of ROWS rows; the mask covers no more.
             unsafe {
@@ -57,16 +53,11 @@ unsafe fn store<const ROWS: usize, const VECTORS: usize, const SPLIT: usize>(
 /// See [`MicroArguments`]; with HALF, `b` is a packed f16 panel.
 #[inline]
 #[target_feature(enable = "avx512f")]
-unsafe fn f32_tile<
-    const ROWS: usize,
-    const VECTORS: usize,
-    const SPLIT: usize,
-    const HALF: bool,
->(
+unsafe fn f32_tile<const ROWS: usize, const VECTORS: usize, const HALF: bool>(
     arguments: &MicroArguments,
 ) {
     let masks = masks(arguments.columns);
-    let mut sums = [[[_mm512_setzero_ps(); VECTORS]; ROWS]; SPLIT];
+    let mut sums = [[_mm512_setzero_ps(); VECTORS]; ROWS];
     let mut a = arguments.a.cast::<f32>();
     let mut b = arguments.b;
     let mut step = |sums: &mut [[__m512; VECTORS]; ROWS]| {
@@ -94,16 +85,11 @@ unsafe fn f32_tile<
         a = a.wrapping_add(ROWS);
         b = b.wrapping_add(4 * arguments.ldb);
     };
-    for _ in 0..arguments.steps / SPLIT {
-        for part in &mut sums {
-            step(part);
-        }
-    }
-    for part in sums.iter_mut().take(arguments.steps % SPLIT) {
-        step(part);
+    for _ in 0..arguments.steps {
+        step(&mut sums);
     }
     // SAFETY: passed on.
-    unsafe { store::<ROWS, VECTORS, SPLIT>(arguments, &sums) }
+    unsafe { store::<ROWS, VECTORS>(arguments, &sums) }
 }
 
 /// bf16 weights widened to `f32`.
@@ -113,7 +99,7 @@ unsafe fn f32_tile<
 #[inline]
 #[target_feature(enable = "avx512f")]
 unsafe fn widen_tile<const ROWS: usize, const VECTORS: usize>(arguments: &MicroArguments) {
-    let mut sums = [[[_mm512_setzero_ps(); VECTORS]; ROWS]; 1];
+    let mut sums = [[_mm512_setzero_ps(); VECTORS]; ROWS];
     let mut a = arguments.a.cast::<f32>();
     let mut b = arguments.b;
     let high = _mm512_set1_epi32(0xffff_0000u32 as i32);
@@ -125,8 +111,8 @@ unsafe fn widen_tile<const ROWS: usize, const VECTORS: usize>(arguments: &MicroA
                 let even = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(pairs));
                 let odd = _mm512_castsi512_ps(_mm512_and_si512(pairs, high));
                 for i in 0..ROWS {
-                    let sum = _mm512_fmadd_ps(_mm512_set1_ps(*a.add(i)), even, sums[0][i][v]);
-                    sums[0][i][v] = _mm512_fmadd_ps(_mm512_set1_ps(*a.add(ROWS + i)), odd, sum);
+                    let sum = _mm512_fmadd_ps(_mm512_set1_ps(*a.add(i)), even, sums[i][v]);
+                    sums[i][v] = _mm512_fmadd_ps(_mm512_set1_ps(*a.add(ROWS + i)), odd, sum);
                 }
             }
         }
@@ -134,7 +120,7 @@ unsafe fn widen_tile<const ROWS: usize, const VECTORS: usize>(arguments: &MicroA
         b = b.wrapping_add(4 * PANEL);
     }
     // SAFETY: passed on.
-    unsafe { store::<ROWS, VECTORS, 1>(arguments, &sums) }
+    unsafe { store::<ROWS, VECTORS>(arguments, &sums) }
 }
 
 /// bf16 pairs through `vdpbf16ps`.
@@ -143,10 +129,8 @@ unsafe fn widen_tile<const ROWS: usize, const VECTORS: usize>(arguments: &MicroA
 /// See [`MicroArguments`].
 #[inline]
 #[target_feature(enable = "avx512f,avx512bf16")]
-unsafe fn bf16_tile<const ROWS: usize, const VECTORS: usize, const SPLIT: usize>(
-    arguments: &MicroArguments,
-) {
-    let mut sums = [[[_mm512_setzero_ps(); VECTORS]; ROWS]; SPLIT];
+unsafe fn bf16_tile<const ROWS: usize, const VECTORS: usize>(arguments: &MicroArguments) {
+    let mut sums = [[_mm512_setzero_ps(); VECTORS]; ROWS];
     let mut a = arguments.a.cast::<i32>();
     let mut b = arguments.b;
     let mut step = |sums: &mut [[__m512; VECTORS]; ROWS]| {
@@ -170,30 +154,23 @@ unsafe fn bf16_tile<const ROWS: usize, const VECTORS: usize, const SPLIT: usize>
         a = a.wrapping_add(ROWS);
         b = b.wrapping_add(4 * PANEL);
     };
-    for _ in 0..arguments.steps / SPLIT {
-        for part in &mut sums {
-            step(part);
-        }
-    }
-    for part in sums.iter_mut().take(arguments.steps % SPLIT) {
-        step(part);
+    for _ in 0..arguments.steps {
+        step(&mut sums);
     }
     // SAFETY: passed on.
-    unsafe { store::<ROWS, VECTORS, SPLIT>(arguments, &sums) }
+    unsafe { store::<ROWS, VECTORS>(arguments, &sums) }
 }
 
 /// # Safety
 /// See [`MicroArguments`]; needs AVX-512. With HALF, `b` is a packed f16 panel.
 #[target_feature(enable = "avx512f")]
-unsafe fn f32_rows<const ROWS: usize, const SPLIT: usize, const HALF: bool>(
-    arguments: &MicroArguments,
-) {
+unsafe fn f32_rows<const ROWS: usize, const HALF: bool>(arguments: &MicroArguments) {
     // SAFETY: passed on.
     unsafe {
         if arguments.columns > 16 {
-            f32_tile::<ROWS, 2, SPLIT, HALF>(arguments);
+            f32_tile::<ROWS, 2, HALF>(arguments);
         } else {
-            f32_tile::<ROWS, 1, SPLIT, HALF>(arguments);
+            f32_tile::<ROWS, 1, HALF>(arguments);
         }
     }
 }
@@ -215,51 +192,52 @@ unsafe fn widen_rows<const ROWS: usize>(arguments: &MicroArguments) {
 /// # Safety
 /// See [`MicroArguments`]; needs AVX-512 BF16.
 #[target_feature(enable = "avx512f,avx512bf16")]
-unsafe fn bf16_rows<const ROWS: usize, const SPLIT: usize>(arguments: &MicroArguments) {
+unsafe fn bf16_rows<const ROWS: usize>(arguments: &MicroArguments) {
     // SAFETY: passed on.
     unsafe {
         if arguments.columns > 16 {
-            bf16_tile::<ROWS, 2, SPLIT>(arguments);
+            bf16_tile::<ROWS, 2>(arguments);
         } else {
-            bf16_tile::<ROWS, 1, SPLIT>(arguments);
+            bf16_tile::<ROWS, 1>(arguments);
         }
     }
 }
 
-/// `f32` microkernels for 1..=14 rows. Few rows split the sums along k, to hide the latency of the multiply-adds.
+/// `f32` microkernels for 1..=14 rows. All of them add up along k in the same order, so that a row's result does not depend on the rows
+/// beside it; that few rows leave part of the latency of the multiply-adds open costs nothing, weights from memory being slower.
 pub(crate) static F32: [MicroKernel; 14] = [
-    f32_rows::<1, 4, false>,
-    f32_rows::<2, 4, false>,
-    f32_rows::<3, 2, false>,
-    f32_rows::<4, 2, false>,
-    f32_rows::<5, 1, false>,
-    f32_rows::<6, 1, false>,
-    f32_rows::<7, 1, false>,
-    f32_rows::<8, 1, false>,
-    f32_rows::<9, 1, false>,
-    f32_rows::<10, 1, false>,
-    f32_rows::<11, 1, false>,
-    f32_rows::<12, 1, false>,
-    f32_rows::<13, 1, false>,
-    f32_rows::<14, 1, false>,
+    f32_rows::<1, false>,
+    f32_rows::<2, false>,
+    f32_rows::<3, false>,
+    f32_rows::<4, false>,
+    f32_rows::<5, false>,
+    f32_rows::<6, false>,
+    f32_rows::<7, false>,
+    f32_rows::<8, false>,
+    f32_rows::<9, false>,
+    f32_rows::<10, false>,
+    f32_rows::<11, false>,
+    f32_rows::<12, false>,
+    f32_rows::<13, false>,
+    f32_rows::<14, false>,
 ];
 
 /// f16-weight microkernels for 1..=14 rows.
 pub(crate) static F16: [MicroKernel; 14] = [
-    f32_rows::<1, 4, true>,
-    f32_rows::<2, 4, true>,
-    f32_rows::<3, 2, true>,
-    f32_rows::<4, 2, true>,
-    f32_rows::<5, 1, true>,
-    f32_rows::<6, 1, true>,
-    f32_rows::<7, 1, true>,
-    f32_rows::<8, 1, true>,
-    f32_rows::<9, 1, true>,
-    f32_rows::<10, 1, true>,
-    f32_rows::<11, 1, true>,
-    f32_rows::<12, 1, true>,
-    f32_rows::<13, 1, true>,
-    f32_rows::<14, 1, true>,
+    f32_rows::<1, true>,
+    f32_rows::<2, true>,
+    f32_rows::<3, true>,
+    f32_rows::<4, true>,
+    f32_rows::<5, true>,
+    f32_rows::<6, true>,
+    f32_rows::<7, true>,
+    f32_rows::<8, true>,
+    f32_rows::<9, true>,
+    f32_rows::<10, true>,
+    f32_rows::<11, true>,
+    f32_rows::<12, true>,
+    f32_rows::<13, true>,
+    f32_rows::<14, true>,
 ];
 
 /// bf16-weight microkernels for 1..=12 rows, for processors without BF16 products.
@@ -280,20 +258,20 @@ pub(crate) static WIDEN: [MicroKernel; 12] = [
 
 /// bf16 microkernels for 1..=14 rows.
 pub(crate) static BF16: [MicroKernel; 14] = [
-    bf16_rows::<1, 4>,
-    bf16_rows::<2, 4>,
-    bf16_rows::<3, 2>,
-    bf16_rows::<4, 2>,
-    bf16_rows::<5, 1>,
-    bf16_rows::<6, 1>,
-    bf16_rows::<7, 1>,
-    bf16_rows::<8, 1>,
-    bf16_rows::<9, 1>,
-    bf16_rows::<10, 1>,
-    bf16_rows::<11, 1>,
-    bf16_rows::<12, 1>,
-    bf16_rows::<13, 1>,
-    bf16_rows::<14, 1>,
+    bf16_rows::<1>,
+    bf16_rows::<2>,
+    bf16_rows::<3>,
+    bf16_rows::<4>,
+    bf16_rows::<5>,
+    bf16_rows::<6>,
+    bf16_rows::<7>,
+    bf16_rows::<8>,
+    bf16_rows::<9>,
+    bf16_rows::<10>,
+    bf16_rows::<11>,
+    bf16_rows::<12>,
+    bf16_rows::<13>,
+    bf16_rows::<14>,
 ];
 
 /// Transposes a 16×16 block of 32-bit values.

@@ -12,7 +12,7 @@ use crate::quant::QuantWeight;
 use crate::shared::SharedSlice;
 
 /// Features of one block along k: 2048 bf16 values of a panel are 128 KiB, an eighth of a usual second-level cache.
-const K_BLOCK: usize = 2048;
+pub(super) const K_BLOCK: usize = 2048;
 /// Rows of one task; with a k block of packed rows it stays in the second-level cache.
 const TASK_ROWS: usize = 192;
 
@@ -23,7 +23,7 @@ const DIRECT_ROWS: usize = 32;
 const GENERATED_TASK_ROWS: usize = 768;
 
 /// `B` operand.
-enum Panels<'a> {
+pub(super) enum Panels<'a> {
     /// Panels in memory, `panel_stride` bytes apart, with rows of `ldb` 4-byte units.
     Memory {
         data: &'a [u8],
@@ -99,14 +99,18 @@ pub(crate) fn quantized(
     epilogue: &Epilogue,
 ) {
     let (n, k) = (w.n(), w.k());
-    // Widening bf16 panels would only lose precision where there are no bf16 products.
-    let t = if level >= Level::Avx512 && has_avx512_bf16() {
+    let row = |j: usize, out: &mut [f32]| w.dequantize_row(j, out);
+    let t = quantized_panel_type(level);
+    streamed(level, m, n, k, t, x, &row, out, epilogue);
+}
+
+/// The type of panels made from quantised blocks. Widening bf16 panels would only lose precision where there are no bf16 products.
+pub(super) fn quantized_panel_type(level: Level) -> WeightType {
+    if level >= Level::Avx512 && has_avx512_bf16() {
         WeightType::Bf16
     } else {
         WeightType::F32
-    };
-    let row = |j: usize, out: &mut [f32]| w.dequantize_row(j, out);
-    streamed(level, m, n, k, t, x, &row, out, epilogue);
+    }
 }
 
 /// `out = epilogue(x·Wᵀ)` with a weight whose panels are made of its rows inside the tasks.
@@ -121,19 +125,32 @@ pub(crate) fn streamed(
     out: &mut [f32],
     epilogue: &Epilogue,
 ) {
+    with_generated(level, t, n, k, row, |panels| {
+        let family = kernel::family(level, t, m);
+        run(level, family, m, n, k, x, k, 1, panels, out, epilogue);
+    });
+}
+
+/// Calls `use_panels` with panels that are made of the rows of a weight when they are needed.
+pub(super) fn with_generated(
+    level: Level,
+    t: WeightType,
+    n: usize,
+    k: usize,
+    row: &(dyn Fn(usize, &mut [f32]) + Sync),
+    use_panels: impl FnOnce(&Panels),
+) {
     let write = |panel: usize, bytes: &mut [u8]| {
         let columns = PANEL.min(n - panel * PANEL);
         fill_panel(level, t, k, columns, bytes, |column, out| {
             row(panel * PANEL + column, out);
         });
     };
-    let panels = Panels::Generated {
+    use_panels(&Panels::Generated {
         bytes: PANEL * k.next_multiple_of(K_ALIGN) * t.bytes(),
         ldb: t.panel_step(),
         write: &write,
-    };
-    let family = kernel::family(level, t, m);
-    run(level, family, m, n, k, x, k, 1, &panels, out, epilogue);
+    });
 }
 
 /// General `f32` product.
@@ -302,14 +319,7 @@ fn pack_rows(
     if row_bytes == 0 {
         return;
     }
-    let mut rest = packed;
-    let mut parts = Vec::with_capacity(blocks.count());
-    for index in 0..blocks.count() {
-        let rows = blocks.start(index + 1) - blocks.start(index);
-        let (part, after) = rest.split_at_mut(rows * row_bytes);
-        parts.push((index, rows, part));
-        rest = after;
-    }
+    let parts = block_parts(blocks, row_bytes, packed);
     let pack = |(index, rows, part): (usize, usize, &mut [u8])| {
         let source = &x[blocks.start(index) * row_stride..];
         pack_block(
@@ -330,7 +340,24 @@ fn pack_rows(
     }
 }
 
-fn multiply(
+/// The blocks of packed rows: index, number of rows, bytes.
+pub(super) fn block_parts(
+    blocks: RowBlocks,
+    row_bytes: usize,
+    packed: &mut [u8],
+) -> Vec<(usize, usize, &mut [u8])> {
+    let mut rest = packed;
+    let mut parts = Vec::with_capacity(blocks.count());
+    for index in 0..blocks.count() {
+        let rows = blocks.start(index + 1) - blocks.start(index);
+        let (part, after) = rest.split_at_mut(rows * row_bytes);
+        parts.push((index, rows, part));
+        rest = after;
+    }
+    parts
+}
+
+pub(super) fn multiply(
     level: Level,
     family: Family,
     blocks: RowBlocks,
@@ -456,12 +483,12 @@ fn multiply(
 }
 
 /// Holds the AMX tile configuration of this thread while a task runs.
-struct Tiles {
+pub(super) struct Tiles {
     configured: bool,
 }
 
 impl Tiles {
-    fn configure(needed: bool) -> Self {
+    pub(super) fn configure(needed: bool) -> Self {
         #[cfg(target_arch = "x86_64")]
         if needed {
             // SAFETY: a family that needs tiles is only chosen at `Level::Amx`, which the machine has.

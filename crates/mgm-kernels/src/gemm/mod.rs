@@ -3,18 +3,23 @@
 #[cfg(target_arch = "x86_64")]
 mod amx;
 #[cfg(target_arch = "x86_64")]
+pub(crate) mod amx_ceiling;
+#[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod driver;
+mod gathered;
 mod kernel;
 mod pack;
 mod portable;
 mod rows;
 pub(crate) mod serial;
 mod skinny;
+pub(crate) mod tile;
 
 pub(crate) use driver::quantized as quantized_product;
+pub(crate) use gathered::{Gathered, product as gathered_product};
 pub(crate) use pack::PANEL;
 pub use pack::{PackedWeight, WeightType};
 

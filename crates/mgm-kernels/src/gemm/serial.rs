@@ -1,6 +1,8 @@
 //! Small `f32` products inside a task, on one thread.
 
-use super::kernel::{self, MicroArguments};
+use std::ops::Range;
+
+use super::kernel::{self, Family, MicroArguments, RowFormat};
 use super::pack::{PANEL, PackedWeight, WeightType};
 use super::rows::{RowBlocks, pack_block, row_bytes};
 use crate::buffer::with_scratch;
@@ -37,6 +39,124 @@ impl<'a> Operand<'a> {
     }
 }
 
+/// Rows `[m, k]` packed for products with several right operands.
+pub(crate) struct Left<'a> {
+    family: Family,
+    blocks: RowBlocks,
+    packed: &'a [u8],
+    row_bytes: usize,
+    m: usize,
+    k: usize,
+}
+
+impl<'a> Left<'a> {
+    /// Bytes of a buffer for [`Self::pack`].
+    pub(crate) fn bytes(level: Level, m: usize, k: usize) -> usize {
+        m * row_bytes(kernel::family(level, WeightType::F32, m).format, k)
+    }
+
+    /// Packs rows whose element (i, p) is `a[i · row_stride + p]`; `packed` has at least [`Self::bytes`].
+    pub(crate) fn pack(
+        level: Level,
+        m: usize,
+        k: usize,
+        a: &[f32],
+        row_stride: usize,
+        packed: &'a mut [u8],
+    ) -> Self {
+        Self::pack_strided(level, m, k, a, row_stride, 1, packed)
+    }
+
+    fn pack_strided(
+        level: Level,
+        m: usize,
+        k: usize,
+        a: &[f32],
+        row_stride: usize,
+        column_stride: usize,
+        packed: &'a mut [u8],
+    ) -> Self {
+        let family = kernel::family(level, WeightType::F32, m);
+        let blocks = RowBlocks::new(m, family.kernels.len());
+        let row_bytes = row_bytes(family.format, k);
+        let packed = &mut packed[..m * row_bytes];
+        for block in 0..blocks.count() {
+            let (start, end) = (blocks.start(block), blocks.start(block + 1));
+            pack_block(
+                level,
+                family.format,
+                end - start,
+                k,
+                &a[start * row_stride..],
+                row_stride,
+                column_stride,
+                &mut packed[start * row_bytes..end * row_bytes],
+            );
+        }
+        Self {
+            family,
+            blocks,
+            packed,
+            row_bytes,
+            m,
+            k,
+        }
+    }
+
+    /// `c [m, n] (+)= a[.., steps]·b` with one row of `b` for each of `steps`, and rows of `c` at distance `ldc`.
+    pub(crate) fn product(
+        &self,
+        n: usize,
+        steps: Range<usize>,
+        b: Operand,
+        c: &mut [f32],
+        ldc: usize,
+        add: bool,
+    ) {
+        let (m, k) = (self.m, steps.len());
+        if m == 0 || n == 0 {
+            return;
+        }
+        let panels = n.div_ceil(PANEL);
+        if k > 0 {
+            let last_columns = n - (panels - 1) * PANEL;
+            let needed = (panels - 1) * b.panel_stride + (k - 1) * b.row_stride + last_columns;
+            assert!(
+                needed <= b.data.len() && steps.end <= self.k,
+                "serial product: an operand is too short"
+            );
+        }
+        assert!(
+            ldc >= n && (m - 1) * ldc + n <= c.len(),
+            "serial product: output too short"
+        );
+        for panel in 0..panels {
+            let columns = PANEL.min(n - panel * PANEL);
+            for block in 0..self.blocks.count() {
+                let (start, end) = (self.blocks.start(block), self.blocks.start(block + 1));
+                let rows = end - start;
+                // The rows of a block are interleaved, one value of each at every step.
+                let a = start * self.row_bytes + steps.start * rows * 4;
+                let arguments = MicroArguments {
+                    steps: k,
+                    rows,
+                    a: self.packed[a..].as_ptr(),
+                    lda: self.row_bytes,
+                    b: b.data.as_ptr().wrapping_add(panel * b.panel_stride).cast(),
+                    ldb: b.row_stride,
+                    c: c[start * ldc + panel * PANEL..].as_mut_ptr(),
+                    ldc,
+                    columns,
+                    bias: std::ptr::null(),
+                    add,
+                };
+                // SAFETY: the machine has the family's level; the assertions above and the packing bound every access.
+                unsafe { self.family.kernels[rows - 1](&arguments) };
+            }
+        }
+    }
+}
+
 /// `c [m, n] (+)= a·b` with `a` element (i, p) at `i · row_stride + p · column_stride` (one stride is 1) and rows of `c`
 /// at distance `ldc`.
 pub(crate) fn product(
@@ -55,57 +175,106 @@ pub(crate) fn product(
     if m == 0 || n == 0 {
         return;
     }
-    let panels = n.div_ceil(PANEL);
-    if k > 0 {
-        let last_columns = n - (panels - 1) * PANEL;
-        let needed = (panels - 1) * b.panel_stride + (k - 1) * b.row_stride + last_columns;
-        assert!(
-            needed <= b.data.len(),
-            "serial product: right operand too short"
+    with_scratch(Left::bytes(level, m, k), |scratch| {
+        let packed = scratch.cast_mut();
+        Left::pack_strided(level, m, k, a, row_stride, column_stride, packed).product(
+            n,
+            0..k,
+            b,
+            c,
+            ldc,
+            add,
         );
+    });
+}
+
+/// Part of a packed weight `W [n, k]`: columns of the product and steps along k.
+#[derive(Clone, Copy)]
+pub(crate) struct PackedPart {
+    /// First row of W; a multiple of 32.
+    pub(crate) first_column: usize,
+    pub(crate) columns: usize,
+    /// First input feature; a multiple of 2.
+    pub(crate) first_step: usize,
+    pub(crate) steps: usize,
+}
+
+/// `c [m, columns] (+)= a [m, steps]·Wᵀ` with part of a packed weight, in its own type; rows of `a` at distance `lda`, of `c` at `ldc`. Not for
+/// the tile unit, which a task has to set up: `level` is below [`Level::Amx`].
+pub(crate) fn packed_product(
+    level: Level,
+    m: usize,
+    a: &[f32],
+    lda: usize,
+    w: &PackedWeight,
+    part: PackedPart,
+    c: &mut [f32],
+    ldc: usize,
+    add: bool,
+) {
+    let (n, k) = (part.columns, part.steps);
+    if m == 0 || n == 0 || k == 0 {
+        return;
     }
     assert!(
-        ldc >= n && (m - 1) * ldc + n <= c.len(),
-        "serial product: output too short"
+        level < Level::Amx
+            && part.first_column.is_multiple_of(PANEL)
+            && part.first_step.is_multiple_of(2),
+        "packed product: part does not begin at a panel and a pair"
     );
-    let family = kernel::family(level, WeightType::F32, m);
+    assert!(
+        part.first_column + n <= w.n() && part.first_step + k <= w.k(),
+        "packed product: part is not inside the weight"
+    );
+    assert!(
+        (m - 1) * lda + k <= a.len() && ldc >= n && (m - 1) * ldc + n <= c.len(),
+        "packed product: rows too short"
+    );
+    let family = kernel::family(level, w.weight_type(), m);
+    let per_step = match family.format {
+        RowFormat::F32 => 1,
+        RowFormat::F32Pairs | RowFormat::Bf16Pairs | RowFormat::Bf16Rows => 2,
+    };
     let blocks = RowBlocks::new(m, family.kernels.len());
     let row_bytes = row_bytes(family.format, k);
+    let ldb = w.panel_step();
     with_scratch(m * row_bytes, |scratch| {
         let packed = &mut scratch.cast_mut::<u8>()[..m * row_bytes];
         for block in 0..blocks.count() {
             let (start, end) = (blocks.start(block), blocks.start(block + 1));
             let out = &mut packed[start * row_bytes..end * row_bytes];
-            let source = &a[start * row_stride..];
             pack_block(
                 level,
                 family.format,
                 end - start,
                 k,
-                source,
-                row_stride,
-                column_stride,
+                &a[start * lda..],
+                lda,
+                1,
                 out,
             );
         }
-        for panel in 0..panels {
+        for panel in 0..n.div_ceil(PANEL) {
             let columns = PANEL.min(n - panel * PANEL);
+            let at = (part.first_column / PANEL + panel) * w.panel_bytes();
+            let b = &w.data()[at + part.first_step / per_step * ldb * 4..];
             for block in 0..blocks.count() {
                 let (start, end) = (blocks.start(block), blocks.start(block + 1));
                 let arguments = MicroArguments {
-                    steps: k,
+                    steps: k.div_ceil(per_step),
                     rows: end - start,
                     a: packed[start * row_bytes..].as_ptr(),
                     lda: row_bytes,
-                    b: b.data.as_ptr().wrapping_add(panel * b.panel_stride).cast(),
-                    ldb: b.row_stride,
+                    b: b.as_ptr(),
+                    ldb,
                     c: c[start * ldc + panel * PANEL..].as_mut_ptr(),
                     ldc,
                     columns,
                     bias: std::ptr::null(),
                     add,
                 };
-                // SAFETY: the machine has the family's level; the assertions above and the packing bound every access.
+                // SAFETY: the machine has the family's level; the assertions above and the packing bound every access (panels are
+                // zero-padded to whole pairs).
                 unsafe { family.kernels[end - start - 1](&arguments) };
             }
         }

@@ -1,10 +1,15 @@
 //! Rows of activations as int8 blocks of 32 with one scale, for integer products.
 
+use rayon::prelude::*;
+
 use crate::level::Level;
 use crate::math::multiversion;
 
 /// Values of one block.
 pub(crate) const BLOCK: usize = 32;
+
+/// Fewer values than this are not worth waking other threads for.
+const SERIAL_VALUES: usize = 1 << 16;
 
 /// `m` quantised rows of `k` values: `value ≈ scale · code`.
 pub(crate) struct QuantRows {
@@ -28,7 +33,18 @@ impl QuantRows {
             sums: vec![0.0; 2 * blocks],
             pairs: Vec::new(),
         };
-        quantize_at(level, x, &mut rows.codes, &mut rows.scales, &mut rows.sums);
+        if m * k < SERIAL_VALUES {
+            quantize_at(level, x, &mut rows.codes, &mut rows.scales, &mut rows.sums);
+        } else {
+            let values = k.max(BLOCK) * m.div_ceil(2 * rayon::current_num_threads()).max(1);
+            x.par_chunks(values)
+                .zip(rows.codes.par_chunks_mut(values))
+                .zip(rows.scales.par_chunks_mut(values / BLOCK))
+                .zip(rows.sums.par_chunks_mut(values / BLOCK * 2))
+                .for_each(|(((x, codes), scales), sums)| {
+                    quantize_at(level, x, codes, scales, sums)
+                });
+        }
         let halves = rows.sums.as_chunks::<2>().0;
         rows.pairs = rows
             .scales

@@ -4,6 +4,8 @@ mod activations;
 mod blocks;
 mod bytes;
 mod codes;
+#[cfg(target_arch = "x86_64")]
+mod columns_avx512;
 mod dot;
 #[cfg(target_arch = "x86_64")]
 mod dot_x86;

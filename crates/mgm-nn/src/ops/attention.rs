@@ -257,7 +257,7 @@ fn causal_mask(queries: usize, keys: usize, offset: usize, device: &Device) -> R
 }
 
 /// One segment: `q [heads, rows, d]` over `k`, `v` `[kv_heads, keys, d]`.
-fn composed_heads(
+pub(crate) fn composed_heads(
     q: &Tensor,
     k: &Tensor,
     v: &Tensor,

@@ -6,8 +6,10 @@ use std::sync::Arc;
 
 use candle_core::Tensor;
 
+use super::derived::DerivedTensors;
 use super::element_type::ElementType;
 use super::gguf::{GgufFile, GgufMetadata};
+use super::random::{self, RandomTensors};
 use super::safetensors_file::SafetensorsFile;
 use super::stored::{StoredTensor, element_type};
 use super::torch::TorchFile;
@@ -27,6 +29,10 @@ pub(super) enum Layer {
         /// New name to the inner one.
         names: HashMap<String, String>,
     },
+    /// Tensors made from a seed when they are asked for.
+    Random(RandomTensors),
+    /// Tensors made from those of another source.
+    Derived(DerivedTensors),
 }
 
 /// What a layer knows of a tensor without reading it.
@@ -62,6 +68,8 @@ impl Layer {
             Self::Torch(file) => file.label(),
             Self::Tensors { label, .. } => label,
             Self::Renamed { inner, .. } => inner.label(),
+            Self::Random(_) => random::LABEL,
+            Self::Derived(_) => "derived tensors",
         }
     }
 
@@ -72,6 +80,8 @@ impl Layer {
             Self::Torch(file) => Box::new(file.names()),
             Self::Tensors { tensors, .. } => Box::new(tensors.keys()),
             Self::Renamed { names, .. } => Box::new(names.keys()),
+            Self::Random(tensors) => Box::new(tensors.names()),
+            Self::Derived(derived) => Box::new(derived.names()),
         }
     }
 
@@ -89,6 +99,16 @@ impl Layer {
                 }
             }),
             Self::Renamed { inner, names } => inner.entry(names.get(name)?),
+            Self::Random(tensors) => tensors.entry(name).map(|(shape, element_type)| Entry {
+                shape,
+                bytes: element_type.bytes_of(shape.iter().product::<usize>() as u64),
+                element_type: element_type.clone(),
+            }),
+            Self::Derived(derived) => derived.entry(name).map(|(shape, element_type)| Entry {
+                bytes: element_type.bytes_of(shape.iter().product::<usize>() as u64),
+                shape,
+                element_type,
+            }),
         }
     }
 
@@ -102,6 +122,8 @@ impl Layer {
                 Some(old) => inner.get(old),
                 None => Ok(None),
             },
+            Self::Random(tensors) => Ok(tensors.get(name)),
+            Self::Derived(derived) => derived.get(name),
         }
     }
 
@@ -114,10 +136,12 @@ impl Layer {
                 Some(old) => inner.rows(old, rows),
                 None => Ok(None),
             },
-            Self::Safetensors(_) | Self::Tensors { .. } => match self.get(name)? {
-                Some(tensor) => Ok(Some(tensor.rows(rows)?)),
-                None => Ok(None),
-            },
+            Self::Safetensors(_) | Self::Tensors { .. } | Self::Random(_) | Self::Derived(_) => {
+                match self.get(name)? {
+                    Some(tensor) => Ok(Some(tensor.rows(rows)?)),
+                    None => Ok(None),
+                }
+            }
         }
     }
 
@@ -127,7 +151,8 @@ impl Layer {
             Self::Safetensors(file) => file.release(name),
             Self::Gguf(file) => file.release(name),
             Self::Torch(file) => file.release(name),
-            Self::Tensors { .. } => {}
+            Self::Tensors { .. } | Self::Random(_) => {}
+            Self::Derived(derived) => derived.release(name),
             Self::Renamed { inner, names } => {
                 if let Some(old) = names.get(name) {
                     inner.release(old);

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 use mgm_kernels::gemm::{PackedWeight, WeightType};
-use mgm_kernels::quant::QuantWeight;
+use mgm_kernels::quant::{self, Bytes, QuantError, QuantType, QuantWeight};
+use rayon::prelude::*;
 
 use super::element_type::ElementType;
 use super::policy::{LoraConfig, WeightStorage, matches_name};
@@ -12,6 +13,8 @@ use super::source::{Bias, Found, WeightSource};
 use super::stored::StoredTensor;
 use crate::embedding::{Embedding, Rows};
 use crate::linear::{Bias as LinearBias, Linear, Lora, Matrix};
+use crate::low_rank::LowRank;
+use crate::ops::Adapter;
 use crate::{Error, FrozenWeight, Result};
 
 impl WeightSource {
@@ -93,20 +96,35 @@ impl WeightSource {
             found.release();
             return Ok(FrozenWeight::dense(dense.to_device(self.device())?)?);
         }
-        let in_place = matches!(storage, WeightStorage::AsStored | WeightStorage::Mapped);
+        let in_place = matches!(
+            storage,
+            WeightStorage::AsStored | WeightStorage::Mapped | WeightStorage::Q8_0
+        );
         if let (true, Some((quant_type, blocks))) = (in_place, found.tensor.blocks()) {
             let weight = QuantWeight::new(quant_type, out_features, in_features, blocks).map_err(
                 |error| Error::format(&found.file, format!("tensor {}: {error}", found.name)),
             )?;
             return Ok(FrozenWeight::quantised(weight));
         }
-        let weight_type = match storage {
-            WeightStorage::Bf16 => WeightType::Bf16,
-            WeightStorage::F16 => WeightType::F16,
-            WeightStorage::AsStored if *kind == ElementType::Bf16 => WeightType::Bf16,
-            WeightStorage::AsStored if *kind == ElementType::F16 => WeightType::F16,
-            _ => WeightType::F32,
-        };
+        if wants_blocks(storage, in_features) {
+            let weight = match found.tensor.matrix(out_features, in_features) {
+                Some(matrix) => {
+                    quantise_rows(out_features, in_features, &|row, out| matrix.row(row, out))
+                }
+                None => {
+                    let values = found.values()?;
+                    quantise_rows(out_features, in_features, &|row, out| {
+                        out.copy_from_slice(&values[row * in_features..][..in_features])
+                    })
+                }
+            }
+            .map_err(|error| {
+                Error::format(&found.file, format!("tensor {}: {error}", found.name))
+            })?;
+            found.release();
+            return Ok(FrozenWeight::quantised(weight));
+        }
+        let weight_type = float_type(storage, kind);
         let weight = match found.tensor.matrix(out_features, in_features) {
             Some(matrix) if storage == WeightStorage::Mapped => {
                 return Ok(FrozenWeight::mapped(matrix));
@@ -183,14 +201,19 @@ impl WeightSource {
                 scale: scale as f32,
             }));
         }
+        let b = (b * scale)?;
+        if self.device().is_cpu() {
+            let low_rank = LowRank::new(&a, &b)?;
+            return Ok(Some(Lora::Frozen(Adapter::LowRank(Arc::new(low_rank)))));
+        }
         let freeze = |name: &str, tensor: Tensor| {
             let found = Found::made(name, StoredTensor::from_tensor(&tensor));
             self.freeze(&found, tensor.dims()[1], tensor.dims()[0])
         };
-        Ok(Some(Lora::Frozen {
+        Ok(Some(Lora::Frozen(Adapter::Dense {
             down: freeze(&a_name, a)?,
-            up: freeze(&b_name, (b * scale)?)?,
-        }))
+            up: freeze(&b_name, b)?,
+        })))
     }
 
     /// The table of `count` rows of `width` values in `{name}.weight`.
@@ -227,6 +250,42 @@ impl WeightSource {
             Some(Box::new(make_head)),
         ))
     }
+}
+
+/// The type in which a matrix of this kind is packed.
+pub(super) fn float_type(storage: WeightStorage, kind: &ElementType) -> WeightType {
+    match storage {
+        WeightStorage::Bf16 | WeightStorage::Q8_0 => WeightType::Bf16,
+        WeightStorage::F16 => WeightType::F16,
+        WeightStorage::AsStored if *kind == ElementType::Bf16 => WeightType::Bf16,
+        WeightStorage::AsStored if *kind == ElementType::F16 => WeightType::F16,
+        _ => WeightType::F32,
+    }
+}
+
+/// Whether rows of this length are to become blocks.
+pub(super) fn wants_blocks(storage: WeightStorage, width: usize) -> bool {
+    storage == WeightStorage::Q8_0 && width.is_multiple_of(QuantType::Q8_0.block_len())
+}
+
+/// Rows of whole blocks as Q8_0, in parallel, without all their floats existing at a time.
+pub(super) fn quantise_rows(
+    rows: usize,
+    width: usize,
+    row: &(dyn Fn(usize, &mut [f32]) + Sync),
+) -> std::result::Result<QuantWeight, QuantError> {
+    let t = QuantType::Q8_0;
+    let row_bytes = width / t.block_len() * t.block_bytes();
+    let mut blocks = vec![0u8; rows * row_bytes];
+    blocks
+        .par_chunks_mut(row_bytes.max(1))
+        .enumerate()
+        .for_each(|(index, blocks)| {
+            let mut values = vec![0.0; width];
+            row(index, &mut values);
+            blocks.copy_from_slice(&quant::quantize(t, &values));
+        });
+    QuantWeight::new(t, rows, width, Bytes::from_vec(blocks))
 }
 
 /// Kaiming-uniform with `a = √5` as PEFT initialises A: uniform in ±1/√in_features.

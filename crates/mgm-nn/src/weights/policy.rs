@@ -4,6 +4,7 @@ use candle_core::Device;
 
 /// How frozen matrices are kept in memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[allow(non_camel_case_types)]
 pub enum WeightStorage {
     /// `f32`, whatever the file has.
     F32,
@@ -11,6 +12,9 @@ pub enum WeightStorage {
     Bf16,
     /// `f16`: half the memory and bandwidth, products in `f32`. Values beyond ±65504 become infinite.
     F16,
+    /// Q8_0 blocks made while loading, a quarter of `f32`; matrices whose rows are not whole blocks become `bf16`. Blocks of a file are
+    /// used in place as with [`Self::AsStored`].
+    Q8_0,
     /// As in the file: quantised blocks stay quantised and mapped, `bf16` and `f16` stay what they are, the rest becomes `f32`.
     #[default]
     AsStored,

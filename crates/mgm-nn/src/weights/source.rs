@@ -15,6 +15,7 @@ use super::index;
 use super::layer::{Entry, Layer};
 use super::parameters::Parameters;
 use super::policy::WeightPolicy;
+use super::random::RandomTensors;
 use super::safetensors_file::SafetensorsFile;
 use super::stored::StoredTensor;
 use super::torch::TorchFile;
@@ -238,6 +239,11 @@ impl WeightSource {
         })])
     }
 
+    /// Tensors made from a seed when they are asked for.
+    pub fn from_random(tensors: RandomTensors) -> Self {
+        Self::from_layers(vec![Arc::new(Layer::Random(tensors))])
+    }
+
     /// Lays `other` over this source: its tensors win. Policy, parameters and position are this one's.
     pub fn overlay(self, other: Self) -> Self {
         let layers = self
@@ -456,6 +462,22 @@ impl WeightSource {
 
     pub(super) fn require(&self, full_name: &str) -> Result<Found> {
         self.find(full_name)?.ok_or_else(|| self.missing(full_name))
+    }
+
+    pub(super) fn missing_tensor(&self, name: &str) -> Error {
+        self.missing(&self.full_name(name))
+    }
+
+    /// The same source with the position at the top of the tree.
+    pub(super) fn at_root(mut self) -> Self {
+        self.prefix = String::new();
+        self
+    }
+
+    pub(super) fn with_layer(self, layer: Layer) -> Self {
+        let mut layers = self.shared.layers.clone();
+        layers.push(Arc::new(layer));
+        self.with_layers(layers)
     }
 
     fn missing(&self, full_name: &str) -> Error {

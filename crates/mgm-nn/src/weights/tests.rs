@@ -838,3 +838,91 @@ fn storage_decides_what_a_packed_matrix_takes() {
         );
     }
 }
+
+#[test]
+fn blocks_made_while_loading_are_those_of_the_quantiser() {
+    let weight = tensor(&[5, 64], 3);
+    let layer = |storage: WeightStorage, width: usize| {
+        let tensors = map([("fc.weight", tensor(&[5, width], 3))])
+            .into_iter()
+            .collect();
+        WeightSource::from_tensors(tensors)
+            .with_policy(WeightPolicy {
+                storage,
+                ..WeightPolicy::default()
+            })
+            .linear("fc", width, 5, Bias::No)
+            .unwrap()
+    };
+    let blocks = quant::quantize(QuantType::Q8_0, &values(&weight));
+    let mut expected = vec![0.0; 5 * 64];
+    quant::dequantize(QuantType::Q8_0, &blocks, &mut expected);
+    let quantised = layer(WeightStorage::Q8_0, 64);
+    assert_eq!(quantised.bytes(), blocks.len());
+    assert_eq!(values(&quantised.weight().unwrap()), expected);
+    // Rows that are not whole blocks are bf16.
+    let odd = layer(WeightStorage::Q8_0, 33);
+    assert_eq!(
+        values(&odd.weight().unwrap()),
+        values(&layer(WeightStorage::Bf16, 33).weight().unwrap())
+    );
+}
+
+#[test]
+fn derived_tensors_are_made_when_they_are_asked_for() {
+    let folder = Folder::new("derived");
+    let joined = tensor(&[6, 4], 1);
+    let half = tensor(&[2, 3], 2).to_dtype(DType::F16).unwrap();
+    let file = folder.file("a.safetensors");
+    let entries: HashMap<String, Tensor> =
+        map([("joined", joined.clone()), ("half", half.clone())])
+            .into_iter()
+            .collect();
+    candle_core::safetensors::save(&entries, &file).unwrap();
+    let source = || WeightSource::from_safetensors(std::slice::from_ref(&file)).unwrap();
+    let entry = |name: &str, from: &str, how: Derivation| (name.to_string(), from.to_string(), how);
+    let double: ValueChange = std::sync::Arc::new(|values| {
+        values.iter_mut().for_each(|v| *v *= 2.0);
+        Ok(())
+    });
+    let derived = source()
+        .with_derived([
+            entry("middle", "joined", Derivation::Rows(2..4)),
+            entry("turned", "half", Derivation::Transposed),
+            entry("half", "half", Derivation::Changed(double)),
+        ])
+        .unwrap();
+    assert_eq!(
+        values(&derived.tensor("middle", [2, 4]).unwrap()),
+        values(&joined.narrow(0, 2, 2).unwrap().contiguous().unwrap())
+    );
+    let twice = (half.to_dtype(DType::F32).unwrap() * 2.0).unwrap();
+    assert_eq!(
+        values(&derived.tensor("half", [2, 3]).unwrap()),
+        values(&twice)
+    );
+    assert_eq!(derived.info("half").unwrap().element_type, ElementType::F16);
+    // The transpose is of what the file holds, not of the changed values that stand for it.
+    assert_eq!(
+        values(&derived.tensor("turned", [3, 2]).unwrap()),
+        values(
+            &half
+                .to_dtype(DType::F32)
+                .unwrap()
+                .t()
+                .unwrap()
+                .contiguous()
+                .unwrap()
+        )
+    );
+    assert_eq!(derived.names(), ["half", "joined", "middle", "turned"]);
+    let refused = |name: &str, how: Derivation| {
+        source()
+            .with_derived([entry("new", name, how)])
+            .map(|_| ())
+            .unwrap_err()
+            .to_string()
+    };
+    assert!(refused("missing", Derivation::Transposed).contains("missing not found"));
+    assert!(refused("joined", Derivation::Rows(5..7)).contains("expected 7 rows or more"));
+}

@@ -3,7 +3,7 @@
 mod render;
 mod table;
 
-use crate::{Prompt, TextError, Tokenizer};
+use crate::{IMAGE_PLACEHOLDER, Prompt, TextError, Tokenizer};
 
 /// Who speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -16,6 +16,50 @@ pub enum Role {
     Assistant,
 }
 
+/// Which of the `<image>` marks in a text are places of pictures; the others are ordinary text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Places {
+    /// Every one, as in the official code.
+    Every,
+    /// None: nobody gave a picture with the text.
+    None,
+    /// Those at these byte offsets, rising.
+    At(Vec<usize>),
+}
+
+impl Places {
+    /// The text cut at the places.
+    pub(crate) fn split<'a>(&self, text: &'a str) -> Vec<&'a str> {
+        match self {
+            Self::Every => text.split(IMAGE_PLACEHOLDER).collect(),
+            Self::None => vec![text],
+            Self::At(offsets) => {
+                let mut pieces = Vec::with_capacity(offsets.len() + 1);
+                let mut start = 0;
+                for &offset in offsets {
+                    let is_mark = |rest: &str| rest.starts_with(IMAGE_PLACEHOLDER);
+                    if offset < start || !text.get(offset..).is_some_and(is_mark) {
+                        continue;
+                    }
+                    pieces.push(&text[start..offset]);
+                    start = offset + IMAGE_PLACEHOLDER.len();
+                }
+                pieces.push(&text[start..]);
+                pieces
+            }
+        }
+    }
+}
+
+/// A piece of what somebody says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Piece<'a> {
+    /// Text in which `<image>` is no place.
+    Text(&'a str),
+    /// The place of a picture.
+    Image,
+}
+
 /// One turn of a conversation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Message {
@@ -24,8 +68,8 @@ pub struct Message {
     /// What is said. `None` on the last assistant message asks for an answer; an empty text counts as `None`, as in the
     /// official code.
     pub text: Option<String>,
-    /// Whether every `<image>` in the text is a picture's place, as in the official code; otherwise it is ordinary text.
-    pub places_images: bool,
+    /// Which `<image>` marks in the text are pictures' places.
+    pub places: Places,
 }
 
 impl Message {
@@ -34,7 +78,26 @@ impl Message {
         Self {
             role,
             text,
-            places_images: true,
+            places: Places::Every,
+        }
+    }
+
+    /// A message of pieces that stand one after another.
+    pub fn from_pieces<'a>(role: Role, pieces: impl IntoIterator<Item = Piece<'a>>) -> Self {
+        let (mut text, mut offsets) = (String::new(), Vec::new());
+        for piece in pieces {
+            match piece {
+                Piece::Text(piece) => text.push_str(piece),
+                Piece::Image => {
+                    offsets.push(text.len());
+                    text.push_str(IMAGE_PLACEHOLDER);
+                }
+            }
+        }
+        Self {
+            role,
+            text: Some(text),
+            places: Places::At(offsets),
         }
     }
 
@@ -42,7 +105,7 @@ impl Message {
     #[must_use]
     pub fn without_images(self) -> Self {
         Self {
-            places_images: false,
+            places: Places::None,
             ..self
         }
     }

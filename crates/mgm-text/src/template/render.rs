@@ -1,6 +1,6 @@
 //! The rendering rules.
 
-use super::{Message, Role, Style, Template};
+use super::{Message, Places, Role, Style, Template};
 use crate::{IMAGE_PLACEHOLDER, Prompt};
 
 /// The official exchange of the `mmtag` templates.
@@ -15,8 +15,8 @@ struct Turn<'a> {
 enum Text<'a> {
     /// The template's own words.
     Own(&'static str),
-    /// What somebody said, and whether `<image>` in it marks places.
-    Said(&'a str, bool),
+    /// What somebody said, and where pictures stand in it.
+    Said(&'a str, &'a Places),
     /// A first text whose placeholders stand in the announcement before it.
     Announced(String),
 }
@@ -27,13 +27,13 @@ impl Text<'_> {
             Self::Own(text) => {
                 for (index, piece) in text.split(IMAGE_PLACEHOLDER).enumerate() {
                     if index > 0 {
-                        prompt.content(IMAGE_PLACEHOLDER, true);
+                        prompt.content(IMAGE_PLACEHOLDER, &Places::Every);
                     }
                     prompt.markup(piece);
                 }
             }
-            Self::Said(text, places_images) => prompt.content(text, *places_images),
-            Self::Announced(text) => prompt.content(text, false),
+            Self::Said(text, places) => prompt.content(text, places),
+            Self::Announced(text) => prompt.content(text, &Places::None),
         }
     }
 }
@@ -55,7 +55,7 @@ impl System<'_> {
     fn write(&self, prompt: &mut Prompt) {
         match self {
             Self::Own(text) => prompt.markup(text),
-            Self::Said(text) => prompt.content(text, false),
+            Self::Said(text) => prompt.content(text, &Places::None),
         }
     }
 }
@@ -106,16 +106,15 @@ fn turns<'a>(template: &Template, messages: &'a [Message]) -> Vec<Turn<'a>> {
         let text = message.text.as_deref().filter(|text| !text.is_empty());
         let announced = index == 0
             && template.announces_image
-            && message.places_images
-            && text.is_some_and(|text| text.contains(IMAGE_PLACEHOLDER));
+            && text.is_some_and(|text| message.places.split(text).len() > 1);
         let text = match text {
             Some(text) if announced => {
                 turns.push(own(Role::User, IMAGE_ANNOUNCEMENT.0));
                 turns.push(own(Role::Assistant, IMAGE_ANNOUNCEMENT.1));
-                let rest = text.replace(IMAGE_PLACEHOLDER, "").trim().to_string();
+                let rest = message.places.split(text).concat().trim().to_string();
                 (!rest.is_empty()).then_some(Text::Announced(rest))
             }
-            text => text.map(|text| Text::Said(text, message.places_images)),
+            text => text.map(|text| Text::Said(text, &message.places)),
         };
         turns.push(Turn {
             role: message.role,

@@ -18,7 +18,9 @@ use crate::picture::PictureSource;
 use crate::{interrupt, model};
 
 use super::display::{self, Display};
+use super::generation::Generation;
 use super::meta::{self, Entry};
+use super::reading::Reading;
 
 /// Entries kept in the history file.
 const HISTORY_SIZE: usize = 1000;
@@ -30,6 +32,8 @@ pub(super) fn run(args: &ChatArgs) -> Result<(), Failure> {
         .iter()
         .map(|image| image.load())
         .collect::<Result<Vec<_>, _>>()?;
+    let generation = Generation::open(args)?;
+    let reading = Reading::open(args)?;
     let model = model::load(&args.model, args.template.as_deref())?;
     let mut editor = editor()?;
     let history = history_file();
@@ -45,7 +49,7 @@ pub(super) fn run(args: &ChatArgs) -> Result<(), Failure> {
         note!("{}", shown(pictures.len()));
     }
 
-    let mut conversation = Conversation::new(args, &model, pictures);
+    let mut conversation = Conversation::new(args, &model, pictures, generation, reading);
     loop {
         match editor.readline("> ") {
             Ok(text) => {
@@ -82,14 +86,24 @@ struct Conversation<'a> {
     args: &'a ChatArgs,
     session: Session<'a>,
     pending: Vec<RgbImage>,
+    generation: Option<Generation>,
+    reading: Option<Reading>,
 }
 
 impl<'a> Conversation<'a> {
-    fn new(args: &'a ChatArgs, model: &'a MiniGemini, pending: Vec<RgbImage>) -> Self {
+    fn new(
+        args: &'a ChatArgs,
+        model: &'a MiniGemini,
+        pending: Vec<RgbImage>,
+        generation: Option<Generation>,
+        reading: Option<Reading>,
+    ) -> Self {
         Self {
             args,
             session: model.session(),
             pending,
+            generation,
+            reading,
         }
     }
 
@@ -101,8 +115,18 @@ impl<'a> Conversation<'a> {
             Entry::Reset => {
                 self.session.reset();
                 self.pending.clear();
+                if let Some(reading) = &mut self.reading {
+                    reading.forget();
+                }
                 note!("forgotten: the next question starts a new conversation");
             }
+            Entry::Painted => match self.generation.as_ref().and_then(Generation::last) {
+                Some(picture) => {
+                    self.pending.push(picture.clone());
+                    note!("{}", shown(self.pending.len()));
+                }
+                None => note!("nothing has been painted yet"),
+            },
             Entry::Images(files) if files.is_empty() => note!("usage: /image FILE..."),
             Entry::Images(files) => self.show(&files),
             Entry::Unknown(command) => note!("{command} means nothing here; see /help"),
@@ -131,13 +155,23 @@ impl<'a> Conversation<'a> {
     fn ask(&mut self, question: &str) -> Result<(), Failure> {
         let asked = std::time::Instant::now();
         let watch = interrupt::watch();
+        let mut hint = None;
+        if let Some(reading) = &mut self.reading {
+            if let Err(failure) = reading.read(&self.pending, &watch) {
+                failure.print();
+                return Ok(());
+            }
+            reading.note();
+            hint = reading.hint();
+        }
         let mut display = Display::new(&watch, true);
         let options = super::generate_options(self.args);
-        let outcome = self
-            .session
-            .ask(question, self.pending.clone(), &options, &mut |event| {
-                display.on_event(event)
-            });
+        let outcome = self.session.ask(
+            &super::with_additions(self.args, question, hint.as_deref()),
+            self.pending.clone(),
+            &options,
+            &mut |event| display.on_event(event),
+        );
         let answer = match outcome {
             Ok(answer) => answer,
             Err(error @ mini_gemini::Error::ContextOverflow { .. }) => {
@@ -171,10 +205,36 @@ impl<'a> Conversation<'a> {
         // A turn without any text is taken back by the session: its pictures stay waiting.
         if !answer.text.is_empty() {
             self.pending.clear();
+            if let Some(reading) = &mut self.reading {
+                reading.seen();
+            }
         }
         if self.args.timings {
             let first = display.first_text().map(|first| first - asked);
             note!("{}", display::timing_line(&answer, first, None));
+        }
+        drop(display);
+        if answer.stop != StopReason::Interrupted {
+            self.paint(&answer.text, &watch)?;
+        }
+        Ok(())
+    }
+
+    /// With `--gen`, paints what an answer describes. A painting that fails does not end the conversation.
+    fn paint(&mut self, answer: &str, watch: &interrupt::Watch) -> Result<(), Failure> {
+        let Some(generation) = &mut self.generation else {
+            return Ok(());
+        };
+        let Some(prompt) = Generation::prompt_of(answer) else {
+            note!("(no picture prompt between <h> and </h>, so no picture)");
+            return Ok(());
+        };
+        match generation.paint(prompt, false, watch) {
+            Ok(picture) => {
+                crate::stdout::write(format!("{}\n", picture.file.display()))?;
+                note!("(/painted shows it to the model with the next question)");
+            }
+            Err(failure) => failure.print(),
         }
         Ok(())
     }

@@ -11,6 +11,8 @@ pub(super) enum Entry {
     Question(String),
     /// `/image`: pictures for the next question.
     Images(Vec<String>),
+    /// `/painted`: the picture painted last, for the next question.
+    Painted,
     /// `/reset`: forget the conversation.
     Reset,
     /// `/help`.
@@ -24,6 +26,7 @@ pub(super) enum Entry {
 /// What `/help` prints.
 pub(super) const HELP: &str = "\
 /image FILE...  show one or more pictures with the next question (files or http(s) addresses)
+/painted        show the picture painted last with the next question (with --gen)
 /reset          forget the conversation and its pictures
 /help           this text
 /exit           leave (so does Ctrl-D)
@@ -45,6 +48,7 @@ pub(super) fn parse(text: &str) -> Entry {
         .unwrap_or((command, ""));
     match name {
         "image" => Entry::Images(files(rest.trim())),
+        "painted" => Entry::Painted,
         "reset" => Entry::Reset,
         "help" => Entry::Help,
         "exit" | "quit" => Entry::Exit,
@@ -94,6 +98,7 @@ mod tests {
         assert_eq!(parse("What is it?"), Entry::Question("What is it?".into()));
         assert_eq!(parse("one \\\ntwo"), Entry::Question("one \ntwo".into()));
         assert_eq!(parse("/reset"), Entry::Reset);
+        assert_eq!(parse("/painted"), Entry::Painted);
         assert_eq!(parse(" /help "), Entry::Help);
         assert_eq!(parse("/exit"), Entry::Exit);
         assert_eq!(parse("/imgae"), Entry::Unknown("/imgae".into()));

@@ -1,10 +1,12 @@
 //! `mgm chat`: one answer, or a conversation.
 
 mod display;
+mod generation;
 mod input;
 mod interactive;
 mod meta;
 mod one_shot;
+mod reading;
 
 use std::time::Instant;
 
@@ -31,6 +33,15 @@ pub(crate) fn run(args: ChatArgs, started: Instant) -> Result<(), Failure> {
     }
 }
 
+/// The user's text, the text read in the pictures, and the request for a picture, in the official command line's order.
+fn with_additions(args: &ChatArgs, text: &str, read: Option<&str>) -> String {
+    let request = match args.generate {
+        true => mgm_text::protocol::GENERATION_REQUEST,
+        false => "",
+    };
+    format!("{text}{}{request}", read.unwrap_or_default())
+}
+
 /// Flags and defaults put together.
 fn generate_options(args: &ChatArgs) -> GenerateOptions {
     let defaults = GenerateOptions::default();
@@ -51,5 +62,6 @@ fn generate_options(args: &ChatArgs) -> GenerateOptions {
             OverlongChoice::Truncate => Overlong::Truncate,
         },
         parse_special: args.parse_special,
+        lookup: !args.no_lookup,
     }
 }

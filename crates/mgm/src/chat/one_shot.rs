@@ -7,9 +7,12 @@ use serde::Serialize;
 
 use crate::cli::ChatArgs;
 use crate::failure::Failure;
+use crate::ocr::JsonLine;
 use crate::{interrupt, model, stdout};
 
 use super::display::{self, Display};
+use super::generation::{Generation, Picture};
+use super::reading::Reading;
 
 /// The object that `--json` prints.
 #[derive(Debug, Serialize)]
@@ -19,6 +22,30 @@ struct JsonAnswer<'a> {
     stop: &'static str,
     tokens: JsonTokens,
     timings: JsonTimings,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ocr: Option<JsonReading>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    picture: Option<JsonPicture>,
+}
+
+/// The text that was read in the pictures, and what of it the model was told.
+#[derive(Debug, Serialize)]
+struct JsonReading {
+    hint: Option<String>,
+    pictures: Vec<JsonPage>,
+}
+
+#[derive(Debug, Serialize)]
+struct JsonPage {
+    lines: Vec<JsonLine>,
+}
+
+/// The picture that was painted.
+#[derive(Debug, Serialize)]
+struct JsonPicture {
+    file: String,
+    prompt: String,
+    seed: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -27,6 +54,8 @@ struct JsonTokens {
     visual: usize,
     cut: usize,
     new: usize,
+    drafted: usize,
+    accepted: usize,
 }
 
 /// Seconds, and tokens per second.
@@ -48,15 +77,26 @@ pub(super) fn run(args: &ChatArgs, prompt: &str, started: Instant) -> Result<(),
         .iter()
         .map(|image| image.load())
         .collect::<Result<Vec<_>, _>>()?;
+    if args.ocr && pictures.is_empty() {
+        return Err(Failure::usage(
+            "--ocr reads pictures: it needs at least one --image",
+        ));
+    }
+    let mut generation = Generation::open(args)?;
+    let mut reading = Reading::open(args)?;
     let load_started = Instant::now();
     let model = model::load(&args.model, args.template.as_deref())?;
     let loading = load_started.elapsed();
 
     let watch = interrupt::watch();
+    if let Some(reading) = &mut reading {
+        reading.read(&pictures, &watch)?;
+    }
+    let hint = reading.as_ref().and_then(Reading::hint);
     let mut display = Display::new(&watch, !args.json);
     let mut session = model.session();
     let answer = session.ask(
-        prompt,
+        &super::with_additions(args, prompt, hint.as_deref()),
         pictures,
         &super::generate_options(args),
         &mut |event| display.on_event(event),
@@ -64,9 +104,18 @@ pub(super) fn run(args: &ChatArgs, prompt: &str, started: Instant) -> Result<(),
     display.finish()?;
     display::note_cut(&answer);
     let first_text = display.first_text().map(|first| first - started);
+    let name = model.name().to_string();
+    // Painting needs memory of its own.
+    drop(session);
+    drop(model);
+    let picture = match (&mut generation, answer.stop) {
+        (None, _) | (_, StopReason::Interrupted) => None,
+        (Some(generation), _) => paint(generation, &answer, args.json, &watch)?,
+    };
+    let asked_in_vain = generation.is_some() && picture.is_none();
     if args.json {
         stdout::write_json(&JsonAnswer {
-            model: model.name(),
+            model: &name,
             answer: &answer.text,
             stop: stop_name(&answer),
             tokens: JsonTokens {
@@ -74,6 +123,8 @@ pub(super) fn run(args: &ChatArgs, prompt: &str, started: Instant) -> Result<(),
                 visual: answer.visual_tokens,
                 cut: answer.cut_tokens,
                 new: answer.new_tokens,
+                drafted: answer.drafts.drafted,
+                accepted: answer.drafts.accepted,
             },
             timings: JsonTimings {
                 load: loading.as_secs_f64(),
@@ -83,6 +134,21 @@ pub(super) fn run(args: &ChatArgs, prompt: &str, started: Instant) -> Result<(),
                 start_to_first_token: first_text.map(|time| time.as_secs_f64()),
                 tokens_per_second: display::tokens_per_second(&answer),
             },
+            ocr: reading.map(|reading| JsonReading {
+                hint,
+                pictures: reading
+                    .into_pages()
+                    .into_iter()
+                    .map(|page| JsonPage {
+                        lines: page.lines.into_iter().map(JsonLine::from).collect(),
+                    })
+                    .collect(),
+            }),
+            picture: picture.map(|picture| JsonPicture {
+                file: picture.file.display().to_string(),
+                prompt: picture.prompt,
+                seed: picture.seed,
+            }),
         })?;
     }
     if args.timings {
@@ -95,8 +161,28 @@ pub(super) fn run(args: &ChatArgs, prompt: &str, started: Instant) -> Result<(),
         StopReason::Interrupted => Err(Failure::interrupted(
             "interrupted: the answer is not complete",
         )),
+        StopReason::EndOfTurn | StopReason::Length if asked_in_vain => Err(Failure::failed(
+            "the model wrote no picture prompt between <h> and </h>",
+        )),
         StopReason::EndOfTurn | StopReason::Length => Ok(()),
     }
+}
+
+/// Paints the prompt that an answer holds, if it holds one, and tells where the picture is.
+fn paint(
+    generation: &mut Generation,
+    answer: &Answer,
+    json: bool,
+    watch: &interrupt::Watch,
+) -> Result<Option<Picture>, Failure> {
+    let Some(prompt) = Generation::prompt_of(&answer.text) else {
+        return Ok(None);
+    };
+    let picture = generation.paint(prompt, true, watch)?;
+    if !json {
+        stdout::write(format!("{}\n", picture.file.display()))?;
+    }
+    Ok(Some(picture))
 }
 
 fn stop_name(answer: &Answer) -> &'static str {

@@ -74,6 +74,7 @@ pub(crate) fn command(arguments: &[&str]) -> Command {
         .current_dir(std::env::temp_dir())
         .stdin(Stdio::null());
     for variable in [
+        "MGM_API_KEY",
         "MGM_MODELS_DIR",
         "MGM_MODEL_ZOO",
         "HF_ENDPOINT",

@@ -4,8 +4,11 @@ use candle_core::Tensor;
 use mgm_nn::ops::{self, AttentionSpec, RopeStyle, RopeTable};
 use mgm_nn::{Bias, Linear, WeightSource};
 
+use super::cache::Store;
 use super::{Context, DecoderConfig};
-use crate::error::Result;
+use crate::error::{Error, Result};
+
+const OTHER_CACHE: &str = "a cache of another device than the rows'";
 
 pub(super) struct Attention {
     query: Linear,
@@ -68,10 +71,23 @@ impl Attention {
                 };
                 ops::attention(&query, &key, &value, &spec)?
             }
+            Context::Cached(caches) if input.device().is_cpu() => {
+                let mut sequences = Vec::with_capacity(lengths.len());
+                for (cache, length) in caches.iter_mut() {
+                    match &mut cache.0 {
+                        Store::Blocks(blocks) => sequences.push((blocks, *length)),
+                        Store::Tensors(_) => return Err(Error::Input(OTHER_CACHE.into())),
+                    }
+                }
+                ops::paged_attention(&query, &key, &value, layer, scale, &mut sequences)?
+            }
             Context::Cached(caches) => {
                 let mut parts = Vec::with_capacity(lengths.len());
                 let mut start = 0;
                 for ((cache, _), length) in caches.iter_mut().zip(lengths) {
+                    let Store::Tensors(cache) = &mut cache.0 else {
+                        return Err(Error::Input(OTHER_CACHE.into()));
+                    };
                     let new_keys = key.narrow(0, start, *length)?;
                     let new_values = value.narrow(0, start, *length)?;
                     let (keys, values, key_len) = cache.append(layer, &new_keys, &new_values)?;

@@ -8,12 +8,15 @@ mod cache;
 mod mlp;
 
 use candle_core::{Device, Tensor};
+use mgm_nn::kv::{KvPool, KvShape};
 use mgm_nn::ops::{self, RopeTable};
 use mgm_nn::{Bias, Embedding, Linear, WeightPolicy, WeightSource, WeightStorage};
 
 use crate::error::{Error, Result};
 use attention::Attention;
-pub use cache::KvCache;
+pub use cache::{CachePool, KvCache};
+use cache::{Store, TensorCache};
+pub use mgm_nn::kv::{BLOCK_POSITIONS, KvBlock};
 use mlp::FeedForward;
 
 /// Positions the rotary table starts with; it grows on demand.
@@ -87,6 +90,7 @@ pub struct Decoder {
     norm: Tensor,
     head: Linear,
     rope: RopeTable,
+    kv: KvPool,
     device: Device,
 }
 
@@ -156,6 +160,11 @@ impl Decoder {
             norm,
             head,
             rope,
+            kv: KvPool::new(KvShape {
+                layers: config.layers,
+                kv_heads: config.kv_heads,
+                head_dim: config.head_dim,
+            }),
             device: weights.device().clone(),
             config,
         })
@@ -181,7 +190,21 @@ impl Decoder {
 
     /// An empty cache for one sequence.
     pub fn new_cache(&self) -> KvCache {
-        KvCache::new(&self.config, self.device.clone())
+        KvCache(if self.device.is_cpu() {
+            Store::Blocks(self.kv.cache())
+        } else {
+            Store::Tensors(TensorCache::new(&self.config, self.device.clone()))
+        })
+    }
+
+    /// Caches whose blocks are counted together; CPU only.
+    pub fn cache_pool(&self) -> CachePool {
+        CachePool(KvPool::new(self.kv.shape()))
+    }
+
+    /// Bytes of the keys and values of one position.
+    pub fn position_bytes(&self) -> usize {
+        self.kv.shape().position_bytes()
     }
 
     /// Embedding rows `[ids, hidden]` of text tokens, unscaled.

@@ -1,10 +1,10 @@
 //! CLIP ViT (Hugging Face `CLIPVisionModel`), up to the hidden state the model uses (spec: model §3.1).
 
 use candle_core::Tensor;
-use mgm_nn::{WeightSource, ops};
+use mgm_nn::{Activation, WeightSource, ops};
 
-use super::LowResTower;
-use super::vit::{Block, BlockNames, MlpActivation, patch_rows};
+use super::{LowResTower, Pause};
+use super::vit::{Block, BlockNames, patch_rows};
 use crate::check::stored_depth;
 use crate::error::{Error, Result};
 
@@ -73,7 +73,7 @@ impl ClipTower {
                     width,
                     heads,
                     EPS,
-                    MlpActivation::QuickGelu,
+                    Activation::QuickGelu,
                 )
             })
             .collect::<Result<Vec<_>>>()?;
@@ -95,7 +95,7 @@ impl ClipTower {
 }
 
 impl LowResTower for ClipTower {
-    fn encode(&self, pictures: &Tensor) -> Result<Tensor> {
+    fn encode(&self, pictures: &Tensor, pause: &mut Pause<'_>) -> Result<Tensor> {
         let (views, _, height, width) = pictures.dims4()?;
         let size = self.picture_size();
         if (height, width) != (size, size) {
@@ -115,6 +115,7 @@ impl LowResTower for ClipTower {
             .reshape((views * tokens, self.width))?;
         let mut hidden = ops::layer_norm(&hidden, &self.pre_norm.0, &self.pre_norm.1, EPS)?;
         for block in &self.blocks {
+            pause()?;
             hidden = block.forward(&hidden, views, tokens)?;
         }
         Ok(hidden

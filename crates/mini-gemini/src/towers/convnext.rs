@@ -1,10 +1,10 @@
 //! OpenCLIP ConvNeXt trunk: the outputs of its four stages (spec: model §4), channels last throughout.
 
 use candle_core::Tensor;
-use mgm_nn::ops::{self, DepthwiseParams};
-use mgm_nn::{Bias, Linear, WeightSource};
+use mgm_nn::ops::{self, DepthwiseParams, NormSpec};
+use mgm_nn::{Activation, Bias, Linear, WeightSource};
 
-use super::HighResTower;
+use super::{HighResTower, Pause};
 use crate::check::stored_depth;
 use crate::error::{Error, Result};
 
@@ -100,10 +100,22 @@ impl Block {
             Some(&self.depthwise_bias),
             &params,
         )?;
-        let rows = convolved.reshape((height * width, channels))?;
-        let inner = ops::gelu_erf(&self.fc1.forward(&self.norm.forward(&rows, eps)?)?)?;
-        let fed = self.fc2.forward(&inner)?.broadcast_mul(&self.gamma)?;
-        Ok((map + fed.reshape((height, width, channels))?)?)
+        let rows = (height * width, channels);
+        let norm = NormSpec {
+            gamma: &self.norm.gamma,
+            beta: &self.norm.beta,
+            eps,
+        };
+        let sum = ops::residual_mlp(
+            &convolved.reshape(rows)?,
+            &norm,
+            &self.fc1,
+            Activation::GeluErf,
+            &self.fc2,
+            Some(&self.gamma),
+            &map.reshape(rows)?,
+        )?;
+        Ok(sum.reshape((height, width, channels))?)
     }
 }
 
@@ -180,7 +192,7 @@ impl ConvNextTower {
 }
 
 impl HighResTower for ConvNextTower {
-    fn encode(&self, picture: &Tensor) -> Result<Vec<Tensor>> {
+    fn encode(&self, picture: &Tensor, pause: &mut Pause<'_>) -> Result<Vec<Tensor>> {
         let (_, height, width) = picture.dims3()?;
         let coarsest = STEM_STRIDE << (self.stages.len() - 1);
         if !height.is_multiple_of(coarsest) || !width.is_multiple_of(coarsest) {
@@ -209,9 +221,11 @@ impl HighResTower for ConvNextTower {
                     .reshape((rows, columns, stage.width))?;
             }
             for block in &stage.blocks {
+                pause()?;
                 map = block.forward(&map, self.eps)?;
             }
-            outputs.push(map.permute((2, 0, 1))?.contiguous()?);
+            // A view: who reads the cells wants their channels side by side, as they are.
+            outputs.push(map.permute((2, 0, 1))?);
         }
         Ok(outputs)
     }

@@ -1,10 +1,10 @@
 //! DINOv2-layout ViT (Hugging Face `Dinov2Model` names): the residual stream after the stored blocks, standardised per channel.
 
 use candle_core::{Device, Tensor};
-use mgm_nn::{WeightSource, ops};
+use mgm_nn::{Activation, WeightSource, ops};
 
-use super::vit::{Block, BlockNames, MlpActivation, patch_rows};
-use super::{LowResTower, Standardisation, renormalise};
+use super::{LowResTower, Pause, Standardisation, renormalise};
+use super::vit::{Block, BlockNames, patch_rows};
 use crate::check::stored_depth;
 use crate::error::{Error, Result};
 
@@ -68,7 +68,7 @@ impl Dinov2Tower {
                 width,
                 heads,
                 EPS,
-                MlpActivation::GeluErf,
+                Activation::GeluErf,
             )?);
         }
         Ok(Self {
@@ -88,8 +88,8 @@ impl Dinov2Tower {
     /// The residual stream `[views, patches, width]` after the stored blocks, class token dropped, before standardisation.
     ///
     /// # Errors
-    /// When the pictures have another size.
-    pub fn residual_stream(&self, pictures: &Tensor) -> Result<Tensor> {
+    /// When the pictures have another size, or `pause` says so.
+    pub fn residual_stream(&self, pictures: &Tensor, pause: &mut Pause<'_>) -> Result<Tensor> {
         let (views, _, height, width) = pictures.dims4()?;
         let size = self.picture_size();
         if (height, width) != (size, size) {
@@ -113,6 +113,7 @@ impl Dinov2Tower {
             .broadcast_add(&self.position_embedding)?
             .reshape((views * tokens, self.width))?;
         for block in &self.blocks {
+            pause()?;
             hidden = block.forward(&hidden, views, tokens)?;
         }
         Ok(hidden
@@ -123,9 +124,9 @@ impl Dinov2Tower {
 }
 
 impl LowResTower for Dinov2Tower {
-    fn encode(&self, pictures: &Tensor) -> Result<Tensor> {
+    fn encode(&self, pictures: &Tensor, pause: &mut Pause<'_>) -> Result<Tensor> {
         self.standardisation
-            .forward(&self.residual_stream(pictures)?)
+            .forward(&self.residual_stream(pictures, pause)?)
     }
 
     fn picture_size(&self) -> usize {

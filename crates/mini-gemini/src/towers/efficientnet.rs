@@ -8,7 +8,7 @@ use candle_core::{Device, Tensor};
 use mgm_nn::WeightSource;
 use mgm_nn::ops::{self, DepthwiseParams};
 
-use super::{HighResTower, Standardisation, renormalise};
+use super::{HighResTower, Pause, Standardisation, renormalise};
 use crate::check::stored_depth;
 use crate::error::{Error, Result};
 
@@ -211,12 +211,13 @@ impl EfficientNetTower {
     /// before standardisation.
     ///
     /// # Errors
-    /// When a tensor operation fails.
-    pub fn taps(&self, picture: &Tensor) -> Result<Vec<Tensor>> {
+    /// When a tensor operation fails, or `pause` says so.
+    pub fn taps(&self, picture: &Tensor, pause: &mut Pause<'_>) -> Result<Vec<Tensor>> {
         let picture = renormalise(picture, MEAN, STD, &self.device)?;
         let mut map = ops::relu6(&self.stem(&picture)?)?;
         let mut taps = Vec::with_capacity(TAPPED_BLOCKS.len() + 1);
         for (index, block) in self.blocks.iter().enumerate() {
+            pause()?;
             map = block.forward(&map)?;
             if TAPPED_BLOCKS.contains(&index) {
                 taps.push(map.clone());
@@ -280,14 +281,14 @@ fn class_probabilities(head: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<
 }
 
 impl HighResTower for EfficientNetTower {
-    fn encode(&self, picture: &Tensor) -> Result<Vec<Tensor>> {
+    fn encode(&self, picture: &Tensor, pause: &mut Pause<'_>) -> Result<Vec<Tensor>> {
         let (_, height, width) = picture.dims3()?;
         if height == 0 || !height.is_multiple_of(32) || !width.is_multiple_of(32) {
             return Err(Error::Input(format!(
                 "EfficientNet tower: picture of {width}×{height}, expected multiples of 32"
             )));
         }
-        self.taps(picture)?
+        self.taps(picture, pause)?
             .iter()
             .zip(&self.standardisations)
             .map(|(tap, standardisation)| {

@@ -16,13 +16,16 @@ pub use convnext::ConvNextTower;
 pub use dinov2::Dinov2Tower;
 pub use efficientnet::EfficientNetTower;
 
+/// Called between the layers of a tower, so that other work need not wait for the whole of it; an error ends the tower's work.
+pub type Pause<'a> = dyn FnMut() -> Result<()> + 'a;
+
 /// Sees a small picture and yields one query per patch.
 pub trait LowResTower: Send + Sync {
     /// Features `[views, patches, width]` of CLIP-normalised pictures `[views, 3, size, size]`.
     ///
     /// # Errors
-    /// When the pictures have another size or a tensor operation fails.
-    fn encode(&self, pictures: &Tensor) -> Result<Tensor>;
+    /// When the pictures have another size, a tensor operation fails, or `pause` says so.
+    fn encode(&self, pictures: &Tensor, pause: &mut Pause<'_>) -> Result<Tensor>;
     /// Side of the picture in pixels.
     fn picture_size(&self) -> usize;
     /// Patches per picture.
@@ -36,8 +39,8 @@ pub trait HighResTower: Send + Sync {
     /// Stage maps `[channels_i, height_i, width_i]`, finest first, of one CLIP-normalised picture `[3, size, size]`.
     ///
     /// # Errors
-    /// When the picture's side does not suit the strides or a tensor operation fails.
-    fn encode(&self, picture: &Tensor) -> Result<Vec<Tensor>>;
+    /// When the picture's side does not suit the strides, a tensor operation fails, or `pause` says so.
+    fn encode(&self, picture: &Tensor, pause: &mut Pause<'_>) -> Result<Vec<Tensor>>;
     /// Channels of all stages together.
     fn channels(&self) -> usize;
     /// Pixels per cell of the finest stage.

@@ -1,5 +1,6 @@
 //! Every operation against finite differences and against a composition of candle's own operations.
 
+mod diffusion;
 mod products;
 mod sequence;
 mod vision;

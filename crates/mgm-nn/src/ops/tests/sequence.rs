@@ -156,6 +156,76 @@ fn cached_attention_continues_a_causal_sequence() {
 }
 
 #[test]
+fn paged_attention_continues_several_sequences() {
+    use crate::kv::{KvPool, KvShape};
+    let (heads, kv_heads, d) = (4, 2, 8);
+    let pool = KvPool::new(KvShape {
+        layers: 3,
+        kv_heads,
+        head_dim: d,
+    });
+    let lengths = [41usize, 5, 64];
+    let sequences: Vec<_> = lengths
+        .iter()
+        .enumerate()
+        .map(|(index, rows)| {
+            let seed = 40 + 3 * index as u64;
+            let [q, k, v] = [
+                random(&[*rows, heads, d], seed),
+                random(&[*rows, kv_heads, d], seed + 1),
+                random(&[*rows, kv_heads, d], seed + 2),
+            ];
+            let spec = AttentionSpec {
+                scale: 0.4,
+                causal: true,
+                segments: vec![*rows],
+            };
+            let expected = attention(&q, &k, &v, &spec).unwrap();
+            (q, k, v, expected)
+        })
+        .collect();
+    let mut caches: Vec<_> = lengths.iter().map(|_| pool.cache()).collect();
+    // Everything but three rows of each first, then these.
+    for first in [true, false] {
+        let part = |x: &Tensor| {
+            let rows = x.dims()[0];
+            let (start, count) = if first { (0, rows - 3) } else { (rows - 3, 3) };
+            x.narrow(0, start, count).unwrap()
+        };
+        let join = |pick: &dyn Fn(usize) -> Tensor| {
+            let parts: Vec<Tensor> = (0..3).map(|index| part(&pick(index))).collect();
+            Tensor::cat(&parts, 0).unwrap()
+        };
+        let (q, k, v) = (
+            join(&|index| sequences[index].0.clone()),
+            join(&|index| sequences[index].1.clone()),
+            join(&|index| sequences[index].2.clone()),
+        );
+        let expected = join(&|index| sequences[index].3.clone());
+        for layer in [2, 0] {
+            let mut rows: Vec<_> = caches
+                .iter_mut()
+                .zip(lengths)
+                .map(|(cache, length)| (cache, if first { length - 3 } else { 3 }))
+                .collect();
+            let found = paged_attention(&q, &k, &v, layer, 0.4, &mut rows).unwrap();
+            assert_close("paged attention", &found, &expected, 1e-5);
+            rows.pop();
+            assert!(paged_attention(&q, &k, &v, layer, 0.4, &mut rows).is_err());
+        }
+        for (cache, length) in caches.iter_mut().zip(lengths) {
+            cache.advance(if first { length - 3 } else { 3 });
+        }
+    }
+    let row = random(&[1, heads, d], 7);
+    let key = random(&[1, kv_heads, d], 8);
+    let mut cache = [(&mut caches[0], 1)];
+    assert!(paged_attention(&row, &key, &key, 3, 0.4, &mut cache).is_err());
+    let tracked = Var::from_tensor(&row).unwrap();
+    assert!(paged_attention(tracked.as_tensor(), &key, &key, 0, 0.4, &mut cache).is_err());
+}
+
+#[test]
 fn activations_have_the_right_gradients() {
     use Activation::{GeluErf, GeluTanh, QuickGelu, Relu6, Silu};
     // Wide enough to reach both tails; 0 is a special case of the derivative.

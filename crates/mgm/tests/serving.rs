@@ -1,0 +1,200 @@
+//! `mgm serve` as its operator sees it.
+#![cfg(unix)]
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::process::{Child, Stdio};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use support::{command, mgm};
+
+const PROMPT: &str = "What is the colour of the sky?";
+
+/// A server that is ready, and its address.
+struct Served {
+    child: Child,
+    address: String,
+}
+
+impl Served {
+    fn start(arguments: &[&str]) -> Self {
+        let mut child = command(&[&["serve", "--port", "0"], arguments].concat())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap())
+            .read_line(&mut line)
+            .unwrap();
+        let address = line.trim().strip_prefix("smol: http://");
+        let address = address.unwrap_or_else(|| panic!("{line:?}")).to_string();
+        Self { child, address }
+    }
+
+    /// Sends a request, as of now without reading the answer.
+    fn send(&self, method: &str, path: &str, headers: &str, body: &str) -> TcpStream {
+        let mut stream = TcpStream::connect(&self.address).unwrap();
+        stream
+            .set_read_timeout(Some(Duration::from_secs(120)))
+            .unwrap();
+        let length = body.len();
+        let request = format!(
+            "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\n{headers}Content-Length: {length}\r\n\r\n{body}"
+        );
+        stream.write_all(request.as_bytes()).unwrap();
+        stream
+    }
+
+    fn ask(&self, headers: &str) -> String {
+        let body = format!(
+            r#"{{"messages": [{{"role": "user", "content": "{PROMPT}"}}], "max_tokens": 4}}"#
+        );
+        let mut answer = String::new();
+        self.send("POST", "/v1/chat/completions", headers, &body)
+            .read_to_string(&mut answer)
+            .unwrap();
+        answer
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    /// Waits for the end; the exit code and what was written to stderr.
+    fn end(self) -> (Option<i32>, String) {
+        let output = self.child.wait_with_output().unwrap();
+        (
+            output.status.code(),
+            String::from_utf8(output.stderr).unwrap(),
+        )
+    }
+}
+
+#[test]
+fn the_address_is_printed_and_the_log_keeps_secrets() {
+    let served = Served::start(&[]);
+    let answer = served.ask("x-request-id: my-request\r\n");
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+    assert!(answer.contains(r#""object":"chat.completion""#), "{answer}");
+    let mut hidden = String::new();
+    served
+        .send("GET", "/secret-path?token=secret-query", "", "")
+        .read_to_string(&mut hidden)
+        .unwrap();
+    assert!(hidden.starts_with("HTTP/1.1 404"), "{hidden}");
+    served.signal(Signal::TERM);
+    let (code, log) = served.end();
+    assert_eq!(code, Some(0), "{log}");
+    assert!(
+        log.contains("my-request") && log.contains("/v1/chat/completions"),
+        "{log}"
+    );
+    for secret in [PROMPT, "sky", "secret"] {
+        assert!(!log.contains(secret), "{secret:?} is in the log:\n{log}");
+    }
+}
+
+#[test]
+fn content_is_logged_where_that_is_asked_for() {
+    let served = Served::start(&["--log-content", "--log-format", "json"]);
+    served.ask("");
+    served.signal(Signal::INT);
+    let (code, log) = served.end();
+    assert_eq!(code, Some(0), "{log}");
+    let lines: Vec<serde_json::Value> = log
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("{line}")))
+        .collect();
+    assert!(lines.iter().any(|line| line["text"] == PROMPT), "{log}");
+    assert!(
+        lines.iter().any(|line| line["message"] == "answer"),
+        "{log}"
+    );
+}
+
+#[test]
+fn a_second_signal_ends_at_once() {
+    let served = Served::start(&["--grace", "600", "--log-level", "off"]);
+    let body = r#"{"messages": [{"role": "user", "content": "Go on."}], "max_tokens": 4096, "stream": true, "logit_bias": {"0": -100, "2": -100}}"#;
+    let mut stream = BufReader::new(served.send("POST", "/v1/chat/completions", "", body));
+    let mut line = String::new();
+    while !line.starts_with("data: ") {
+        line.clear();
+        assert!(stream.read_line(&mut line).unwrap() > 0);
+    }
+    served.signal(Signal::TERM);
+    // It shuts down, but the answer goes on.
+    while TcpStream::connect(&served.address).is_ok() {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    line.clear();
+    assert!(stream.read_line(&mut line).unwrap() > 0);
+    served.signal(Signal::TERM);
+    let (code, log) = served.end();
+    assert_eq!(code, Some(130), "{log}");
+}
+
+#[test]
+fn keys_come_from_a_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("keys");
+    std::fs::write(&file, "# ours\nopen-sesame\n").unwrap();
+    let served = Served::start(&["--api-key-file", file.to_str().unwrap()]);
+    assert!(served.ask("").starts_with("HTTP/1.1 401"));
+    let answer = served.ask("Authorization: Bearer open-sesame\r\n");
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    served.signal(Signal::TERM);
+    let (code, log) = served.end();
+    assert_eq!(code, Some(0));
+    assert!(!log.contains("sesame"), "{log}");
+
+    std::fs::write(&file, "\n").unwrap();
+    mgm(&["serve", "--api-key-file", file.to_str().unwrap()]).fails_clearly(&["holds no API key"]);
+    mgm(&["serve", "--api-key-file", "/nowhere/keys"]).fails_clearly(&["/nowhere/keys"]);
+    mgm(&["serve", "--api-key", "two words"]).fails_clearly(&["--api-key", "visible ASCII"]);
+}
+
+#[test]
+fn what_cannot_be_served_is_told_before_the_model_is_loaded() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    let run = mgm(&["serve", "--port", &port]).fails_clearly(&["127.0.0.1", &port]);
+    assert!(run.stderr.contains("--port"), "{run:?}");
+    mgm(&["serve", "--port", "0", "--model", "no-such-model"]).fails_clearly(&["no-such-model"]);
+    for (flag, value) in [
+        ("--port", "65536"),
+        ("--max-body-bytes", "much"),
+        ("--grace", "-1"),
+        ("--max-concurrent", "0"),
+        ("--temperature", "warm"),
+    ] {
+        mgm(&["serve", &format!("{flag}={value}")]).fails(2, &[flag]);
+    }
+}
+
+#[test]
+fn the_help_tells_every_documented_option() {
+    let help = mgm(&["serve", "--help"]).ok();
+    let guide = std::fs::read_to_string(support::root().join("docs/server.md")).unwrap();
+    let words =
+        guide.split(|character: char| !character.is_ascii_alphanumeric() && character != '-');
+    let mut options: Vec<&str> = words
+        .filter(|word| {
+            word.starts_with("--") && word.as_bytes().get(2).is_some_and(u8::is_ascii_lowercase)
+        })
+        .collect();
+    options.sort_unstable();
+    options.dedup();
+    assert!(options.len() > 25, "{options:?}");
+    for option in options {
+        assert!(
+            help.contains(option),
+            "{option} is in docs/server.md and not in the help"
+        );
+    }
+}

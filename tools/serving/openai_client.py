@@ -1,0 +1,152 @@
+"""The official OpenAI Python client, unmodified, against a running server with the built-in model.
+
+    pip install openai   (.ci/serving pins the version)
+    python tools/serving/openai_client.py http://127.0.0.1:8080 [KEY]
+"""
+
+import base64
+import pathlib
+import sys
+
+import openai
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+def picture(name):
+    data = base64.b64encode((ROOT / "examples" / name).read_bytes()).decode()
+    return {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{data}"}}
+
+
+def fails(kind, call, *needles):
+    try:
+        call()
+    except kind as error:
+        for needle in needles:
+            assert needle in str(error), (needle, str(error))
+        return error
+    raise AssertionError(f"expected {kind.__name__}")
+
+
+def models(client):
+    listed = client.models.list().data
+    assert len(listed) == 1 and listed[0].object == "model", listed
+    assert client.models.retrieve(listed[0].id).id == listed[0].id
+    fails(openai.NotFoundError, lambda: client.models.retrieve("no/such-model"))
+    return listed[0].id
+
+
+def text(client, model):
+    answer = client.chat.completions.create(
+        model=model, messages=[{"role": "system", "content": "You are terse."}, {"role": "user", "content": "What is the capital of France?"}],
+        max_tokens=16, temperature=0)
+    choice = answer.choices[0]
+    assert choice.message.role == "assistant" and choice.message.content, answer
+    assert choice.finish_reason in ("stop", "length"), answer
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens, answer.usage
+    assert 0 < answer.usage.completion_tokens <= 16
+
+
+def image(client, model):
+    ask = lambda content: client.chat.completions.create(
+        model=model, messages=[{"role": "user", "content": content}], max_tokens=16, temperature=0)
+    question = {"type": "text", "text": "What is in the picture?"}
+    answer = ask([picture("cat.jpg"), question])
+    assert "cat" in answer.choices[0].message.content.lower(), answer
+    assert "coffee" in ask([question, picture("coffee.jpg")]).choices[0].message.content.lower()
+    again = ask([picture("cat.jpg"), question])
+    assert again.choices[0].message.content == answer.choices[0].message.content
+    assert again.usage.prompt_tokens_details.cached_tokens > 0, again.usage
+
+
+def turns(client, model):
+    """Several turns, a picture in the first and another in the last."""
+    history = [{"role": "user", "content": [picture("cat.jpg"), {"type": "text", "text": "What is in the picture?"}]}]
+    first = client.chat.completions.create(model=model, messages=history, max_tokens=16, temperature=0)
+    history += [{"role": "assistant", "content": first.choices[0].message.content}, {"role": "user", "content": "Is it an animal?"}]
+    second = client.chat.completions.create(model=model, messages=history, max_tokens=16, temperature=0)
+    assert second.choices[0].message.content, second
+    assert second.usage.prompt_tokens_details.cached_tokens > first.usage.prompt_tokens // 2, second.usage
+    history += [{"role": "assistant", "content": second.choices[0].message.content},
+                {"role": "user", "content": [{"type": "text", "text": "And what is this?"}, picture("coffee.jpg")]}]
+    third = client.chat.completions.create(model=model, messages=history, max_tokens=16, temperature=0)
+    assert third.usage.prompt_tokens > second.usage.prompt_tokens
+
+
+def streaming(client, model):
+    messages = [{"role": "user", "content": [picture("cat.jpg"), {"type": "text", "text": "What is in the picture?"}]}]
+    whole = client.chat.completions.create(model=model, messages=messages, max_tokens=16, temperature=0)
+    pieces, finish, usage, role = [], None, None, None
+    for chunk in client.chat.completions.create(model=model, messages=messages, max_tokens=16, temperature=0, stream=True,
+                                                stream_options={"include_usage": True}):
+        assert chunk.object == "chat.completion.chunk"
+        usage = chunk.usage or usage
+        for choice in chunk.choices:
+            role = choice.delta.role or role
+            pieces.append(choice.delta.content or "")
+            finish = choice.finish_reason or finish
+    assert "".join(pieces) == whole.choices[0].message.content
+    assert (role, finish) == ("assistant", whole.choices[0].finish_reason)
+    assert usage.completion_tokens == whole.usage.completion_tokens
+    # A client that leaves early disturbs nobody.
+    with client.chat.completions.create(model=model, messages=[{"role": "user", "content": "Tell a very long story."}], max_tokens=1000,
+                                        temperature=2, stream=True) as stream:
+        next(iter(stream))
+    assert client.models.list().data
+
+
+def options(client, model):
+    ask = lambda **more: client.chat.completions.create(
+        model=model, messages=[{"role": "user", "content": "Write a long letter to a friend."}], **{"max_tokens": 24, **more})
+    sampled = [ask(temperature=1, seed=seed).choices[0].message.content for seed in (1, 1, 2, 3, 4)]
+    assert sampled[0] == sampled[1] and len(set(sampled)) > 1, sampled
+    several = ask(temperature=1, seed=5, n=3)
+    assert [choice.index for choice in several.choices] == [0, 1, 2]
+    assert len({choice.message.content for choice in several.choices}) > 1
+    plain = ask(temperature=0).choices[0].message.content
+    word = plain.split()[4]
+    stopped = ask(temperature=0, stop=[word]).choices[0]
+    assert stopped.finish_reason == "stop" and word not in stopped.message.content, stopped
+    assert plain.startswith(stopped.message.content.strip()), (plain, stopped)
+    scored = ask(temperature=0, logprobs=True, top_logprobs=3, max_tokens=5).choices[0].logprobs.content
+    assert len(scored) == 5 and all(len(token.top_logprobs) == 3 and token.logprob <= 0 for token in scored), scored
+    assert all(token.token == token.top_logprobs[0].token for token in scored)
+    assert ask(max_tokens=openai.NOT_GIVEN, max_completion_tokens=3).usage.completion_tokens == 3
+    assert ask(presence_penalty=1, frequency_penalty=1, top_p=0.9, extra_body={"top_k": 5}).choices[0].message.content
+
+
+def completions(client, model):
+    answer = client.completions.create(model=model, prompt="One, two, three,", max_tokens=8, temperature=0)
+    assert answer.object == "text_completion" and answer.choices[0].text, answer
+    streamed = client.completions.create(model=model, prompt="One, two, three,", max_tokens=8, temperature=0, stream=True)
+    assert "".join(choice.text for chunk in streamed for choice in chunk.choices) == answer.choices[0].text
+
+
+def errors(client, model, url, key):
+    ask = lambda content="Hello", **more: client.chat.completions.create(model=model, messages=[{"role": "user", "content": content}], **more)
+    fails(openai.NotFoundError, lambda: client.chat.completions.create(model="gpt-4o", messages=[{"role": "user", "content": "Hi"}]), "gpt-4o")
+    assert fails(openai.BadRequestError, lambda: ask(temperature=-1), "temperature").param == "temperature"
+    fails(openai.BadRequestError, lambda: ask(n=0), "n")
+    fails(openai.BadRequestError, lambda: ask(tools=[{"type": "function", "function": {"name": "f"}}]), "tools")
+    fails(openai.BadRequestError, lambda: ask("word " * 20000), "limit")
+    fails(openai.BadRequestError, lambda: ask([{"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}]), "image")
+    fails(openai.BadRequestError, lambda: ask([{"type": "image_url", "image_url": {"url": "http://127.0.0.1/x.png"}}]))
+    fails(openai.APIStatusError, lambda: client.images.generate(prompt="a red apple"))
+    if key:
+        stranger = openai.OpenAI(base_url=url + "/v1", api_key="not-the-key", max_retries=0)
+        fails(openai.AuthenticationError, lambda: stranger.models.list())
+
+
+def main():
+    url, key = sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else None
+    client = openai.OpenAI(base_url=url + "/v1", api_key=key or "none", max_retries=0, timeout=300)
+    model = models(client)
+    parts = [text, image, turns, streaming, options, completions]
+    for part in parts:
+        part(client, model)
+    errors(client, model, url, key)
+    print(f"openai {openai.__version__} (Python)\n{len(parts) + 2} passed, 0 failed")
+
+
+if __name__ == "__main__":
+    main()
