@@ -245,7 +245,7 @@ test('trouble is told in plain words, with what helps', async (t) => {
   const { page } = await visit(t, browser, server.url);
   const cases = [
     ['busy', 'The server is busy. It asks to be tried again in 3 seconds.', 'The queue is full (32 requests).'],
-    ['too long', 'The conversation is longer than the model can read. Start a new one, or ask with fewer pictures.', '3000 tokens'],
+    ['too long', 'This is longer than the model can read. Ask something shorter, or start a new conversation.', '3000 tokens'],
     ['broken', 'Something went wrong on the server.', 'internal error'],
   ];
   for (const [question, words, detail] of cases) {
@@ -255,6 +255,11 @@ test('trouble is told in plain words, with what helps', async (t) => {
     assert.ok((await page.locator('.failure-detail').innerText()).includes(detail));
     await page.locator('#alert', { hasText: words }).waitFor({ state: 'attached' });
   }
+  await page.click('.conversations a >> text=too long');
+  await page.click('button:has-text("Edit the question")');
+  await page.fill('.editing textarea', 'short');
+  await page.press('.editing textarea', 'Enter');
+  await page.locator('.prose', { hasText: 'You said: short' }).waitFor();
   await page.click('#new');
   await ask(page, 'cut off');
   assert.equal(await lastAnswer(page), 'It begins well and then');
