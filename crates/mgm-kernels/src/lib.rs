@@ -33,6 +33,7 @@ pub mod depthwise;
 pub mod elementwise;
 pub mod gemm;
 pub mod level;
+pub mod low_rank;
 pub mod mapped;
 pub mod process;
 pub mod quant;

@@ -14,7 +14,7 @@ pub(crate) const COLUMNS: usize = 16;
 /// Bytes of a cache line.
 const LINE: usize = 64;
 /// Most activation rows that one pass over the weights serves: their sums stay in registers.
-pub(crate) const MAX_PASS_ROWS: usize = 12;
+pub(crate) const MAX_PASS_ROWS: usize = 16;
 
 /// 32 values of sixteen weight rows: vector `g` holds the codes of values `4g..4g + 4`, `value = scale · code + offset` with one scale for
 /// each half of the 32 values.
@@ -516,6 +516,10 @@ pub(crate) fn rows(
                     10 => pass::<_, 10>(&mut source, blocks, x, first, out),
                     11 => pass::<_, 11>(&mut source, blocks, x, first, out),
                     12 => pass::<_, 12>(&mut source, blocks, x, first, out),
+                    13 => pass::<_, 13>(&mut source, blocks, x, first, out),
+                    14 => pass::<_, 14>(&mut source, blocks, x, first, out),
+                    15 => pass::<_, 15>(&mut source, blocks, x, first, out),
+                    16 => pass::<_, 16>(&mut source, blocks, x, first, out),
                     _ => panic!("{m} rows in one pass, at most {MAX_PASS_ROWS}"),
                 }
             }
