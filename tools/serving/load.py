@@ -250,7 +250,7 @@ def picture(server, options):
 
 def cut(server, options):
     """Clients leave after two pieces of text of an answer that would be long."""
-    request = lambda number: body("Tell a very long story.", 1500, temperature=2.5, top_k=4000, seed=number)
+    request = lambda number: body("Tell a very long story.", 1500, temperature=2, top_k=4000, seed=number)
     left = []
 
     def job(number):

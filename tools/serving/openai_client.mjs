@@ -63,9 +63,9 @@ const tests = {
         assert.ok((await client.models.list()).data.length);
     },
     async 'stop'() {
-        const plain = (await ask('Tell a story about a dog.', { max_tokens: 24 })).choices[0].message.content;
+        const plain = (await ask('Write a long letter to a friend.', { max_tokens: 24 })).choices[0].message.content;
         const word = plain.split(' ')[4];
-        const stopped = (await ask('Tell a story about a dog.', { max_tokens: 24, stop: word })).choices[0];
+        const stopped = (await ask('Write a long letter to a friend.', { max_tokens: 24, stop: word })).choices[0];
         assert.equal(stopped.finish_reason, 'stop');
         assert.ok(!stopped.message.content.includes(word));
     },

@@ -201,7 +201,10 @@ export class App {
       onretry: (message) => this.#retry(message),
       onedit: (message) => this.#edit(message),
       onversion: (message) => this.#showVersion(message),
-      onremedy: (remedy) => this.#settings(remedy === 'key' ? 'key' : undefined),
+      onremedy: (remedy, message) => {
+        if (remedy === 'edit') this.#edit(this.#conversation.messages[message.parent]);
+        else this.#settings(remedy === 'key' ? 'key' : undefined);
+      },
     };
   }
 

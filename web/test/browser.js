@@ -3,17 +3,27 @@
 import assert from 'node:assert/strict';
 import { existsSync, mkdirSync, readFileSync } from 'node:fs';
 import { createRequire } from 'node:module';
+import { after, before } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import { chromium } from 'playwright-core';
 
 const AXE = readFileSync(createRequire(import.meta.url).resolve('axe-core/axe.min.js'), 'utf8');
 const BROWSERS = [process.env.CHROMIUM, '/usr/bin/chromium', '/usr/bin/chromium-browser', '/usr/bin/google-chrome'];
 
-export const EXAMPLES = fileURLToPath(new URL('../../examples/', import.meta.url));
+const EXAMPLES = fileURLToPath(new URL('../../examples/', import.meta.url));
+export const CAT = `${EXAMPLES}cat.jpg`;
+export const COFFEE = `${EXAMPLES}coffee.jpg`;
 export const DESKTOP = { viewport: { width: 1280, height: 800 } };
 export const PHONE = { viewport: { width: 360, height: 740 }, deviceScaleFactor: 2, isMobile: true, hasTouch: true };
 
-export function launch() {
+/** One browser for all tests of a file. */
+let browser;
+before(async () => {
+  browser = await launch();
+});
+after(() => browser?.close());
+
+function launch() {
   const executablePath = BROWSERS.find((path) => path && existsSync(path));
   assert.ok(executablePath, 'Chromium is not installed; CHROMIUM may name it');
   return chromium.launch({
@@ -37,7 +47,7 @@ export function launch() {
  * policy, or asked another origin for anything.
  * @param {import('node:test').TestContext} t
  */
-export async function visit(t, browser, url, options = {}) {
+export async function visit(t, url, options = {}) {
   const context = await browser.newContext({ ...DESKTOP, ...options });
   t.after(async () => {
     await context.close();
@@ -116,4 +126,40 @@ export function alphas(page, selector) {
     const { data } = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);
     return Array.from({ length: canvas.height }, (_, row) => Array.from({ length: canvas.width }, (_unused, column) => data[(row * canvas.width + column) * 4 + 3]));
   });
+}
+
+/** The field through which pictures are chosen for the next question. */
+export function files(page) {
+  return page.locator('#composer input[type=file]').first();
+}
+
+/** The pictures of a message of a request. */
+export function pictureParts(message) {
+  return Array.isArray(message.content) ? message.content.filter((part) => part.type === 'image_url') : [];
+}
+
+/** Hands files to the page as the system does when they are dropped or pasted. */
+export async function hand(page, type, list) {
+  const handed = list.map(([name, mime, path]) => ({ name, mime, data: readFileSync(path).toString('base64') }));
+  await page.evaluate(
+    ({ kind, given }) => {
+      const transfer = new DataTransfer();
+      for (const { name, mime, data } of given) {
+        transfer.items.add(new File([Uint8Array.from(atob(data), (character) => character.charCodeAt(0))], name, { type: mime }));
+      }
+      const options = { bubbles: true, cancelable: true };
+      if (kind === 'paste') document.activeElement.dispatchEvent(new ClipboardEvent('paste', { ...options, clipboardData: transfer }));
+      else document.body.dispatchEvent(new DragEvent(kind, { ...options, dataTransfer: transfer }));
+    },
+    { kind: type, given: handed },
+  );
+}
+
+/** Waits until something outside the page holds. */
+export async function until(holds) {
+  for (let at = 0; at < 100; at += 1) {
+    if (await holds()) return;
+    await new Promise((resolve) => setTimeout(resolve, 50));
+  }
+  throw new Error('it did not happen within five seconds');
 }

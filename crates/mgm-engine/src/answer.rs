@@ -41,8 +41,8 @@ pub(crate) struct Answer {
 
 /// What became of an answer with another token.
 pub(crate) enum Progress {
-    /// It goes on. Time since the token before; none for the first token.
-    Goes(Option<Duration>),
+    /// It goes on.
+    Goes,
     /// It is complete.
     Ends(FinishReason, Option<String>),
 }
@@ -78,8 +78,12 @@ impl Answer {
         }
     }
 
-    /// Chooses the next token and tells the client.
-    pub(crate) fn advance(&mut self, chosen: TokenInfo, stop_ids: &[u32]) -> Progress {
+    /// Takes the next token and tells the client. Gives the time since the token before as well; none for the first.
+    pub(crate) fn advance(
+        &mut self,
+        chosen: TokenInfo,
+        stop_ids: &[u32],
+    ) -> (Progress, Option<Duration>) {
         let now = Instant::now();
         let since = self
             .first_token
@@ -95,19 +99,19 @@ impl Answer {
         self.new_tokens += 1;
         let id = chosen.id;
         if stop_ids.contains(&id) {
-            return Progress::Ends(FinishReason::Stop, None);
+            return (Progress::Ends(FinishReason::Stop, None), since);
         }
         let piece = self.stream.push(id).unwrap_or_default();
         let certain = self.stop.push(&piece);
         self.tell(certain.text, Some(chosen));
         if certain.stop.is_some() {
-            return Progress::Ends(FinishReason::Stop, certain.stop);
+            return (Progress::Ends(FinishReason::Stop, certain.stop), since);
         }
         if self.new_tokens >= self.max_new_tokens {
-            return Progress::Ends(FinishReason::Length, None);
+            return (Progress::Ends(FinishReason::Length, None), since);
         }
         self.next = [Slot::Text(id)];
-        Progress::Goes(since)
+        (Progress::Goes, since)
     }
 
     /// Notes that the model has read the last token.

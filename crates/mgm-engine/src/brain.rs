@@ -4,7 +4,7 @@ use std::any::Any;
 
 use mgm_image::{PreparedImage, RgbImage};
 use mgm_text::DetokenizeStream;
-use mini_gemini::decoder::{KvBlock, KvCache};
+use mini_gemini::decoder::CachePool;
 use mini_gemini::{Error, MiniGemini, MiningAttention, PictureKey, Read, VisualTokens};
 
 /// Called between the layers of the towers.
@@ -31,11 +31,8 @@ pub(crate) trait Brain: Send + Sync {
         pause: &mut Pause<'_>,
     ) -> Result<MiningAttention, Error>;
 
-    /// A cache that begins with the first `len` positions of `blocks`.
-    fn cache_of(&self, blocks: Vec<KvBlock>, len: usize) -> KvCache;
-
-    /// Blocks in memory, shared ones once.
-    fn live_blocks(&self) -> usize;
+    /// Where caches come from.
+    fn cache_pool(&self) -> CachePool;
 
     /// Ids that end an answer.
     fn stop_ids(&self) -> &[u32];
@@ -65,12 +62,8 @@ impl Brain for MiniGemini {
         self.mining_attention(image, pause)
     }
 
-    fn cache_of(&self, blocks: Vec<KvBlock>, len: usize) -> KvCache {
-        self.decoder().cache_of(blocks, len)
-    }
-
-    fn live_blocks(&self) -> usize {
-        self.decoder().live_blocks()
+    fn cache_pool(&self) -> CachePool {
+        self.decoder().cache_pool()
     }
 
     fn stop_ids(&self) -> &[u32] {

@@ -24,6 +24,8 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
 mod answer;
 mod brain;
 mod check;
@@ -32,6 +34,8 @@ mod client;
 mod engine;
 mod error;
 mod event;
+#[cfg(test)]
+mod faults;
 mod info;
 mod metrics;
 mod options;

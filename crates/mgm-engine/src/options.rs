@@ -17,7 +17,8 @@ pub struct EngineOptions {
     pub pending_picture_bytes: usize,
     /// Prompt rows read in one step, beside the rows of running answers: more reads faster, fewer keeps others' answers flowing.
     pub prefill_rows: usize,
-    /// While a picture is looked at, running answers get a step each time so long has passed.
+    /// While a picture is looked at, running answers get a step each time so long has passed; less often, up to a quarter, when several
+    /// requests wait for pictures.
     pub encode_slice: Duration,
     /// Most answers to one request.
     pub max_choices: usize,
@@ -36,7 +37,7 @@ impl Default for EngineOptions {
             vision_cache_bytes: 256 << 20,
             pending_picture_bytes: 1 << 30,
             prefill_rows: 128,
-            encode_slice: Duration::from_millis(25),
+            encode_slice: Duration::from_millis(50),
             max_choices: 16,
             max_stop_texts: 16,
             max_logprobs: 20,

@@ -24,7 +24,8 @@
 //!
 //! A tower is one long piece of work. It is done on this thread, not beside it: the kernels use all cores anyway, and two threads that
 //! share them would only slow each other. Between the layers of the towers, whenever
-//! [`EngineOptions::encode_slice`](crate::EngineOptions::encode_slice) has passed, other requests get a step.
+//! [`EngineOptions::encode_slice`](crate::EngineOptions::encode_slice) has passed, other requests get a step; slices are up to four times
+//! as long when several requests wait for pictures.
 //!
 //! # Faults
 //!
@@ -38,7 +39,7 @@ use std::rc::Rc;
 use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
-use mini_gemini::decoder::{BLOCK_POSITIONS, KvCache};
+use mini_gemini::decoder::{BLOCK_POSITIONS, CachePool, KvCache};
 use mini_gemini::{Error, PictureKey, Slot, VisualTokens};
 
 use crate::answer::{Answer, SharedClient, finish_unbegun};
@@ -50,6 +51,9 @@ use crate::picture::{Content, Picture};
 use crate::prefix::PrefixTree;
 use crate::request::Sampling;
 use crate::shared::{Look, Shared};
+
+/// Most slices of looking in a row, when many wait for it.
+const MOST_SLICES: usize = 4;
 
 /// A request whose pictures are being looked at or whose prompt is being read.
 pub(crate) struct Reading {
@@ -88,6 +92,7 @@ impl Reading {
 pub(crate) struct Scheduler {
     pub(crate) shared: Arc<Shared>,
     pub(crate) brain: Arc<dyn Brain>,
+    pub(crate) pool: CachePool,
     pub(crate) readings: VecDeque<Reading>,
     pub(crate) answers: Vec<Answer>,
     pub(crate) tree: PrefixTree,
@@ -102,6 +107,7 @@ impl Scheduler {
     pub(crate) fn new(shared: Arc<Shared>, brain: Arc<dyn Brain>) -> Self {
         Self {
             shared,
+            pool: brain.cache_pool(),
             brain,
             readings: VecDeque::new(),
             answers: Vec::new(),
@@ -117,8 +123,12 @@ impl Scheduler {
         while self.wait() {
             self.tidy();
             self.admit();
-            self.look();
+            while self.look() && self.last_step.elapsed() < self.slice() {
+                self.tidy();
+                self.admit();
+            }
             self.step();
+            self.last_step = Instant::now();
             self.publish();
         }
         self.end_all();
@@ -329,17 +339,29 @@ impl Scheduler {
     }
 
     /// Looks at the next picture that somebody waits for, or else answers the next question about the inside of one. Others get their
-    /// steps meanwhile.
-    fn look(&mut self) {
+    /// steps meanwhile. False when there is nothing to look at.
+    fn look(&mut self) -> bool {
         let next = self.readings.iter().find_map(Reading::unseen).cloned();
         if let Some(picture) = next {
             self.look_at(&picture);
-            return;
+            return true;
         }
         let look = self.shared.inbox().looks.pop_front();
         if let Some(look) = look {
             self.look_inside(look);
+            return true;
         }
+        false
+    }
+
+    /// How long pictures may be looked at between two steps: the longer, the more requests wait for one.
+    fn slice(&self) -> Duration {
+        let waiting = self
+            .readings
+            .iter()
+            .filter(|reading| reading.unseen().is_some())
+            .count();
+        self.shared.options.encode_slice * waiting.clamp(1, MOST_SLICES) as u32
     }
 
     fn look_at(&mut self, picture: &Picture) {
@@ -357,7 +379,6 @@ impl Scheduler {
             return;
         };
         let start = Instant::now();
-        self.last_step = start;
         let brain = Arc::clone(&self.brain);
         let looked = catch_unwind(AssertUnwindSafe(|| {
             brain.look_at(image, &mut || self.pause(Some(key)))
@@ -408,7 +429,6 @@ impl Scheduler {
 
     fn look_inside(&mut self, look: Look) {
         let brain = Arc::clone(&self.brain);
-        self.last_step = Instant::now();
         let found = catch_unwind(AssertUnwindSafe(|| {
             brain.mining_attention(&look.image, &mut || self.pause(None))
         }));
@@ -418,7 +438,7 @@ impl Scheduler {
     /// Called between the layers of the towers: gives others a step when it is time. An error ends the work on the picture `key` that
     /// nobody waits for any more, and all such work when the engine ends.
     fn pause(&mut self, key: Option<PictureKey>) -> Result<(), Error> {
-        if self.last_step.elapsed() < self.shared.options.encode_slice {
+        if self.last_step.elapsed() < self.slice() {
             return Ok(());
         }
         self.end = self.shared.inbox().end;
@@ -442,7 +462,7 @@ impl Scheduler {
 
     /// Tells the metrics what is there now.
     fn publish(&self) {
-        let live = self.brain.live_blocks();
+        let live = self.pool.live_blocks();
         let mut metrics = self.metrics();
         metrics.reading = self.readings.len();
         metrics.running = self.answers.len();

@@ -103,7 +103,7 @@ impl Scheduler {
         if self.readings.iter().any(is_behind) {
             return false;
         }
-        let cache = self.brain.cache_of(blocks, known);
+        let cache = self.pool.cache_of(blocks, known);
         let reading = &mut self.readings[index];
         reading.cache = Some(cache);
         reading.began = Some(Instant::now());
@@ -124,7 +124,7 @@ impl Scheduler {
         // One for each answer that comes to a new block, and one more where a shared block is copied.
         let of_chunk = |(_, rows): &(usize, usize)| rows.div_ceil(BLOCK_POSITIONS) + 1;
         let needed = self.answers.len() + chunks.iter().map(of_chunk).sum::<usize>();
-        while self.brain.live_blocks() + needed > self.shared.block_limit {
+        while self.pool.live_blocks() + needed > self.shared.block_limit {
             match self.tree.evict() {
                 Some(positions) => self.metrics().prefix.positions_evicted += positions as u64,
                 None => return,
@@ -227,21 +227,16 @@ impl Scheduler {
             .collect();
         let brain = Arc::clone(&self.brain);
         for (mut answer, token) in answers.into_iter().zip(chosen) {
-            let progress = answer.advance(token, brain.stop_ids());
+            let (progress, since) = answer.advance(token, brain.stop_ids());
             let mut metrics = self.metrics();
             metrics.generated_tokens += 1;
+            if let Some(since) = since {
+                metrics.token_seconds.record_time(since);
+            }
+            drop(metrics);
             match progress {
-                Progress::Goes(since) => {
-                    if let Some(since) = since {
-                        metrics.token_seconds.record_time(since);
-                    }
-                    drop(metrics);
-                    self.answers.push(answer);
-                }
-                Progress::Ends(reason, stop) => {
-                    drop(metrics);
-                    self.end_answer(answer, reason, stop);
-                }
+                Progress::Goes => self.answers.push(answer),
+                Progress::Ends(reason, stop) => self.end_answer(answer, reason, stop),
             }
         }
     }
@@ -338,7 +333,7 @@ impl Scheduler {
                     choice,
                     &sampling,
                     max_new_tokens,
-                    self.brain.cache_of(cache.blocks().to_vec(), cache.len()),
+                    self.pool.cache_of(cache.blocks().to_vec(), cache.len()),
                     slots.clone(),
                     blocks,
                 )

@@ -37,6 +37,7 @@ pub mod elementwise;
 pub mod gemm;
 pub mod group_norm;
 pub mod level;
+pub mod low_rank;
 pub mod mapped;
 pub mod process;
 pub mod quant;

@@ -16,6 +16,7 @@ mod error;
 mod frozen;
 mod host;
 mod linear;
+mod low_rank;
 mod reduce;
 
 pub mod kv;

@@ -36,11 +36,8 @@ pub(crate) enum Lora {
         b: Tensor,
         scale: f32,
     },
-    /// The scale is already in `up`.
-    Frozen {
-        down: Arc<FrozenWeight>,
-        up: Arc<FrozenWeight>,
-    },
+    /// The scale is already in the upper factor.
+    Frozen(Adapter),
 }
 
 impl Linear {
@@ -128,15 +125,9 @@ impl Linear {
                     &self.with_trainable_adapter(x, weight, a, b, *scale)?,
                     activation,
                 ),
-                Some(Lora::Frozen { down, up }) => self.all_frozen(
-                    x,
-                    weight,
-                    Some(Adapter {
-                        down: down.clone(),
-                        up: up.clone(),
-                    }),
-                    activation,
-                ),
+                Some(Lora::Frozen(adapter)) => {
+                    self.all_frozen(x, weight, Some(adapter.clone()), activation)
+                }
                 None => self.all_frozen(x, weight, None, activation),
             },
         }
@@ -225,9 +216,7 @@ impl Linear {
                 base + (ops::linear_transposed(&ops::linear_transposed(x, b)?, a)?
                     * f64::from(*scale))?
             }
-            Some(Lora::Frozen { down, up }) => {
-                base + ops::frozen_linear_transposed(&ops::frozen_linear_transposed(x, up)?, down)?
-            }
+            Some(Lora::Frozen(adapter)) => base + adapter.transposed(x)?,
         }
     }
 
@@ -251,7 +240,7 @@ impl Linear {
                     .matmul(&a.to_device(&Device::Cpu)?)?
                     * f64::from(*scale))?
             }
-            Some(Lora::Frozen { down, up }) => base + up.to_tensor()?.matmul(&down.to_tensor()?)?,
+            Some(Lora::Frozen(adapter)) => base + adapter.to_tensor()?,
         }
     }
 

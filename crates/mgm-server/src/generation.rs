@@ -23,8 +23,8 @@ use crate::wire::message::{Piece, Turn};
 const WAITING_EVENTS: usize = 1024;
 /// Text that is rendered and tokenised without asking for one of the places for heavy work, in bytes.
 const LIGHT_TEXT: usize = 32 << 10;
-/// Bytes of the longest token that a vocabulary may have; the longest known are 128 spaces.
-const LONGEST_TOKEN: usize = 256;
+/// Most bytes of text for each token of the context; ordinary text has about four.
+const BYTES_PER_TOKEN: usize = 64;
 
 /// What is asked of the model.
 pub(crate) enum Asked {
@@ -142,14 +142,14 @@ pub(crate) async fn start(
         .map_err(|_| ApiError::internal("the request could not be prepared"))?
 }
 
-/// Refuses a text that no vocabulary could fit into the context: tokenising megabytes only to find that out would keep others waiting.
+/// Refuses a text that is far too long: tokenising megabytes only to find that out would keep others waiting.
 pub(crate) fn check_length(text: usize, model: &Model) -> Result<(), ApiError> {
-    let limit = model.info.context_limit;
-    if text <= limit.saturating_mul(LONGEST_TOKEN) {
+    let limit = model.info.context_limit.saturating_mul(BYTES_PER_TOKEN);
+    if text <= limit {
         return Ok(());
     }
     Err(ApiError::malformed(format!(
-        "{text} bytes of text cannot fit a context of {limit} tokens"
+        "{text} bytes of text are too many for this model: at most {limit} are read"
     ))
     .with_code("context_length_exceeded"))
 }

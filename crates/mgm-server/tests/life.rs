@@ -13,9 +13,9 @@ use support::{Answer, JSON, PATIENCE, chat, endless, loading, options, request, 
 
 const CHAT: &str = "/v1/chat/completions";
 
-fn one_at_a_time(queued: usize) -> EngineOptions {
+fn at_a_time(running: usize, queued: usize) -> EngineOptions {
     EngineOptions {
-        max_running: 1,
+        max_running: running,
         max_queued: queued,
         ..EngineOptions::default()
     }
@@ -42,7 +42,7 @@ fn while_the_model_is_loading_the_server_says_so() {
 
 #[test]
 fn a_full_queue_refuses_and_recovers() {
-    let server = start(options(), one_at_a_time(1));
+    let server = start(options(), at_a_time(1, 1));
     let mut running = server.stream(CHAT, &endless(json!({})));
     running.wait_for_text();
     let mut waiting = server.connect();
@@ -72,7 +72,7 @@ fn a_full_queue_refuses_and_recovers() {
 
 #[test]
 fn clients_that_leave_free_their_places() {
-    let server = start(options(), one_at_a_time(8));
+    let server = start(options(), at_a_time(2, 8));
     // In the middle of a stream.
     let mut events = server.stream(CHAT, &endless(json!({"n": 2})));
     events.wait_for_text();
@@ -170,7 +170,7 @@ fn shutting_down_ends_streams_with_an_error_that_can_be_retried() {
             grace: Duration::from_millis(300),
             ..options()
         },
-        one_at_a_time(8),
+        at_a_time(1, 8),
     );
     let mut running = server.stream(CHAT, &endless(json!({})));
     running.wait_for_text();

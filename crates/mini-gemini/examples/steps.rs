@@ -1,6 +1,6 @@
 //! What one pass of the decoder costs by the number of sequences it advances and of prompt positions it reads.
 //!
-//! `cargo run --release -p mini-gemini --example steps [model folder]`
+//! `cargo run --release -p mini-gemini --example steps [model folder, or - for the built-in one [sequences, rows each]]`
 
 use std::time::Instant;
 
@@ -9,7 +9,7 @@ use mini_gemini::{LoadOptions, MiniGemini, ModelSource, Read, Result, Slot};
 
 /// Positions every sequence holds before it is timed.
 const HELD: usize = 100;
-const ROUNDS: usize = 15;
+const ROUNDS: usize = 25;
 
 /// Milliseconds of the fastest of some passes in which `sequences` sequences of [`HELD`] positions each read `rows` more.
 fn pass(model: &MiniGemini, sequences: usize, rows: usize) -> Result<f64> {
@@ -43,11 +43,18 @@ fn pass(model: &MiniGemini, sequences: usize, rows: usize) -> Result<f64> {
 
 fn main() -> Result<()> {
     mgm_kernels::process::set_default_variable("CANDLE_NUM_THREADS", "1");
-    let source = match std::env::args().nth(1) {
+    let arguments: Vec<String> = std::env::args().collect();
+    let source = match arguments.get(1).map(String::as_str) {
+        Some("-") | None => ModelSource::BuiltIn,
         Some(path) => ModelSource::Path(path.into()),
-        None => ModelSource::BuiltIn,
     };
     let model = MiniGemini::load(&source, &LoadOptions::default())?;
+    let number = |index: usize| arguments.get(index).and_then(|text| text.parse().ok());
+    if let (Some(sequences), Some(rows)) = (number(2), number(3)) {
+        let time = pass(&model, sequences, rows)?;
+        println!("{sequences} sequences, {rows} rows each: {time:.2} ms");
+        return Ok(());
+    }
     let one = pass(&model, 1, 1)?;
     for sequences in [1, 2, 4, 8, 16, 32] {
         let time = pass(&model, sequences, 1)?;

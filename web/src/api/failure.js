@@ -5,7 +5,7 @@ export class Failure extends Error {
   /**
    * @param {string} kind one of the kinds that `describe` makes
    * @param {string} message a plain sentence
-   * @param {{detail?: string, remedy?: 'retry' | 'key' | 'settings' | 'none', retryAfter?: number}} [more]
+   * @param {{detail?: string, remedy?: 'retry' | 'key' | 'settings' | 'edit' | 'none', retryAfter?: number}} [more]
    */
   constructor(kind, message, { detail = '', remedy = 'retry', retryAfter = 0 } = {}) {
     super(message);
@@ -46,7 +46,7 @@ export function describe(status, body, retryAfter, keyGiven) {
     case 504:
       return new Failure('timeout', 'The server took too long.', { detail });
     case 413:
-      return new Failure('too_large', 'This is more than the server takes at once. Fewer or smaller pictures will help.', { detail, remedy: 'none' });
+      return new Failure('too_large', 'This is more than the server takes at once. Fewer or smaller pictures will help.', { detail, remedy: 'edit' });
     case 429:
       return new Failure('busy', waiting('The server is busy', seconds), { detail, retryAfter: seconds });
     case 502:
@@ -56,13 +56,10 @@ export function describe(status, body, retryAfter, keyGiven) {
   }
   if (status >= 400 && status < 500) {
     if (/context|too[ _]?long|max(imum)?[ _]tokens?/i.test(`${code} ${detail}`)) {
-      return new Failure('too_long', 'The conversation is longer than the model can read. Start a new one, or ask with fewer pictures.', {
-        detail,
-        remedy: 'none',
-      });
+      return new Failure('too_long', 'This is longer than the model can read. Ask something shorter, or start a new conversation.', { detail, remedy: 'edit' });
     }
     if (/image|picture/i.test(`${code} ${detail}`)) {
-      return new Failure('picture', 'The server cannot use one of the pictures.', { detail, remedy: 'none' });
+      return new Failure('picture', 'The server cannot use one of the pictures.', { detail, remedy: 'edit' });
     }
     return new Failure('request', 'The server did not accept the request.', { detail, remedy: 'settings' });
   }

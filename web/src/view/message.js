@@ -9,7 +9,7 @@ import { copyButton } from './copy.js';
  * @typedef {import('../store/thread.js').Message} Message
  * @typedef {{pictureUrl: (id: string) => Promise<string | null>, canLookInside: () => boolean, onpicture: (id: string) => void,
  *   onretry: (message: Message) => void, onedit: (message: Message) => void, onversion: (message: Message) => void,
- *   onremedy: (remedy: string) => void}} Actions
+ *   onremedy: (remedy: 'key' | 'settings' | 'edit', message?: Message) => void}} Actions
  */
 
 export class MessageView {
@@ -108,15 +108,17 @@ export class MessageView {
   }
 
   #failure({ message, detail, remedy }) {
-    const retry = element('button', { type: 'button', class: 'button', onclick: () => this.#actions.onretry(this.#message) }, icon('retry'), 'Try again');
+    const again = element('button', { type: 'button', class: 'button', onclick: () => this.#actions.onretry(this.#message) }, icon('retry'), 'Try again');
     const remedies = {
       key: element('button', { type: 'button', class: 'button primary', onclick: () => this.#actions.onremedy('key') }, 'Enter the API key'),
       settings: element('button', { type: 'button', class: 'button', onclick: () => this.#actions.onremedy('settings') }, 'Open settings'),
+      edit: element('button', { type: 'button', class: 'button', onclick: () => this.#actions.onremedy('edit', this.#message) }, icon('edit'), 'Edit the question'),
     };
     return [
       element('p', { class: 'failure-words' }, icon('warning'), element('strong', {}, message)),
       detail && detail !== message ? element('p', { class: 'failure-detail' }, `The server said: ${detail}`) : '',
-      element('div', { class: 'failure-actions' }, remedies[remedy] ?? '', retry),
+      // What cannot succeed is not offered again.
+      element('div', { class: 'failure-actions' }, remedies[remedy] ?? '', remedy === 'edit' ? '' : again),
     ];
   }
 

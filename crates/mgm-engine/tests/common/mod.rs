@@ -99,7 +99,7 @@ pub(crate) fn ask_about(picture: Picture, text: &str) -> Request {
 
 /// A prompt of `length` token ids that begins like all others of the same seed.
 pub(crate) fn tokens(seed: usize, length: usize) -> Input {
-    let id = |index: usize| ((seed * 7919 + index * 104_729) % 200 + 10) as u32;
+    let id = |index: usize| ((seed * 7919 + index * 104_729) % 140 + 10) as u32;
     Input::Tokens((0..length).map(id).collect())
 }
 

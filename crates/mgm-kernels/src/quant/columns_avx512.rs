@@ -14,7 +14,7 @@ pub(crate) const COLUMNS: usize = 16;
 /// Bytes of a cache line.
 const LINE: usize = 64;
 /// Most activation rows that one pass over the weights serves: their sums stay in registers.
-pub(crate) const MAX_PASS_ROWS: usize = 12;
+pub(crate) const MAX_PASS_ROWS: usize = 16;
 
 /// 32 values of sixteen weight rows: vector `g` holds the codes of values `4g..4g + 4`, `value = scale · code + offset` with one scale for
 /// each half of the 32 values.
@@ -110,7 +110,7 @@ impl Rows {
         let next = self.data.wrapping_add(COLUMNS * self.row_bytes);
         for offset in (start / LINE * LINE..end).step_by(LINE) {
             // SAFETY: a prefetch may go anywhere.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(offset).cast()) };
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(next.wrapping_add(offset).cast()) };
         }
     }
 
@@ -216,11 +216,14 @@ impl<const TYPE: u32> Small<TYPE> {
         // SAFETY: the caller's.
         let word = unsafe { self.0.words(fifth) };
         std::array::from_fn(|g| {
-            let bits = lane_bits(word, 4 * g, 15);
-            // Bit `i` goes to byte `i`: no two of the sixteen products of bits meet.
-            let spread = _mm512_mullo_epi32(bits, _mm512_set1_epi32(0x0020_4081));
-            let spread = _mm512_and_si512(spread, _mm512_set1_epi32(0x0101_0101));
-            _mm512_or_si512(codes[g], _mm512_slli_epi32::<4>(spread))
+            // Bits `4g..4g + 4` of the word belong to the four bytes of the lane: its byte `g / 2`, one bit in each.
+            let byte = (0x0101_0101 * (g / 2)) as i32;
+            let place = _mm512_set1_epi32(byte);
+            let lanes = _mm512_set4_epi32(0x0c0c_0c0c, 0x0808_0808, 0x0404_0404, 0);
+            let spread = _mm512_shuffle_epi8(word, _mm512_add_epi32(place, lanes));
+            let bit = _mm512_set1_epi32(0x0804_0201 << (4 * (g % 2)));
+            let set = _mm512_test_epi8_mask(spread, bit);
+            _mm512_mask_add_epi8(codes[g], set, codes[g], _mm512_set1_epi8(16))
         })
     }
 }
@@ -513,6 +516,10 @@ pub(crate) fn rows(
                     10 => pass::<_, 10>(&mut source, blocks, x, first, out),
                     11 => pass::<_, 11>(&mut source, blocks, x, first, out),
                     12 => pass::<_, 12>(&mut source, blocks, x, first, out),
+                    13 => pass::<_, 13>(&mut source, blocks, x, first, out),
+                    14 => pass::<_, 14>(&mut source, blocks, x, first, out),
+                    15 => pass::<_, 15>(&mut source, blocks, x, first, out),
+                    16 => pass::<_, 16>(&mut source, blocks, x, first, out),
                     _ => panic!("{m} rows in one pass, at most {MAX_PASS_ROWS}"),
                 }
             }

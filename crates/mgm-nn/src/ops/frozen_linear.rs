@@ -9,6 +9,7 @@ use super::attach::attach_backward;
 use super::linear::{product_shape, with_last};
 use crate::FrozenWeight;
 use crate::host::{self, Host};
+use crate::low_rank::LowRank;
 
 /// `x [.., k]·Wᵀ → [.., n]` with a frozen W: packed, quantised or dense on the device of `x`.
 pub fn frozen_linear(x: &Tensor, weight: &Arc<FrozenWeight>) -> Result<Tensor> {
@@ -23,9 +24,56 @@ pub fn frozen_linear(x: &Tensor, weight: &Arc<FrozenWeight>) -> Result<Tensor> {
 
 /// A frozen low-rank adapter `(A [rank, k], scale·B [n, rank])`.
 #[derive(Clone)]
-pub(crate) struct Adapter {
-    pub(crate) down: Arc<FrozenWeight>,
-    pub(crate) up: Arc<FrozenWeight>,
+pub(crate) enum Adapter {
+    /// On the CPU.
+    LowRank(Arc<LowRank>),
+    /// On a device.
+    Dense {
+        down: Arc<FrozenWeight>,
+        up: Arc<FrozenWeight>,
+    },
+}
+
+impl Adapter {
+    /// `scale·B·A` as a matrix on the CPU.
+    pub(crate) fn to_tensor(&self) -> Result<Tensor> {
+        match self {
+            Self::LowRank(low_rank) => low_rank.to_tensor(),
+            Self::Dense { down, up } => up.to_tensor()?.matmul(&down.to_tensor()?),
+        }
+    }
+
+    /// `x [.., n]·scale·B·A → [.., k]`; gradients for `x`.
+    pub(crate) fn transposed(&self, x: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::LowRank(low_rank) => x.apply_op1(LowRankTransposed(low_rank.clone())),
+            Self::Dense { down, up } => {
+                frozen_linear_transposed(&frozen_linear_transposed(x, up)?, down)
+            }
+        }
+    }
+
+    /// `x·(scale·B·A)ᵀ`, or `x·scale·B·A` when `transposed`, without a gradient, on the device of `x`.
+    fn on_device(&self, x: &Tensor, transposed: bool) -> Result<Tensor> {
+        match self {
+            Self::LowRank(_) => candle_core::bail!(
+                "frozen linear: the adapter is on the CPU, the weight on a device"
+            ),
+            Self::Dense { down, up } if transposed => {
+                dense_product(&dense_product(x, up, true)?, down, true)
+            }
+            Self::Dense { down, up } => dense_product(&dense_product(x, down, false)?, up, false),
+        }
+    }
+
+    fn low_rank(&self) -> Result<&LowRank> {
+        match self {
+            Self::LowRank(low_rank) => Ok(low_rank),
+            Self::Dense { .. } => candle_core::bail!(
+                "frozen linear: the adapter is on a device, the weight on the CPU"
+            ),
+        }
+    }
 }
 
 #[derive(Clone)]
@@ -48,13 +96,7 @@ impl FrozenLinear {
     fn on_device(&self, x: &Tensor) -> Result<Tensor> {
         let y = dense_product(&x.detach(), &self.weight, false)?;
         let y = match &self.adapter {
-            Some(adapter) => {
-                (y + dense_product(
-                    &dense_product(&x.detach(), &adapter.down, false)?,
-                    &adapter.up,
-                    false,
-                )?)?
-            }
+            Some(adapter) => (y + adapter.on_device(&x.detach(), false)?)?,
             None => y,
         };
         let y = match &self.bias {
@@ -65,13 +107,7 @@ impl FrozenLinear {
         attach_backward("frozen linear", x, y, move |grad| {
             let dx = dense_product(grad, &this.weight, true)?;
             match &this.adapter {
-                Some(adapter) => {
-                    dx + dense_product(
-                        &dense_product(grad, &adapter.up, true)?,
-                        &adapter.down,
-                        true,
-                    )?
-                }
+                Some(adapter) => dx + adapter.on_device(grad, true)?,
                 None => Ok(dx),
             }
         })
@@ -128,16 +164,7 @@ impl CustomOp1 for FrozenLinear {
                         ..Epilogue::default()
                     },
                 )?;
-                let mut low = vec![0.0; m * adapter.down.out_features()];
-                adapter
-                    .down
-                    .multiply(m, &x, &mut low, &Epilogue::default())?;
-                let epilogue = Epilogue {
-                    bias: None,
-                    activation: Activation::None,
-                    accumulate: true,
-                };
-                adapter.up.multiply(m, &low, &mut out, &epilogue)?;
+                adapter.low_rank()?.add(m, &x, &mut out);
                 super::activation::apply_in_place(self.activation, &mut out);
             }
         }
@@ -151,9 +178,7 @@ impl CustomOp1 for FrozenLinear {
         let mut dx = vec![0.0; m * k];
         self.weight.multiply_transposed(m, &grad, &mut dx, false)?;
         if let Some(adapter) = &self.adapter {
-            let mut low = vec![0.0; m * adapter.down.out_features()];
-            adapter.up.multiply_transposed(m, &grad, &mut low, false)?;
-            adapter.down.multiply_transposed(m, &low, &mut dx, true)?;
+            adapter.low_rank()?.add_transposed(m, &grad, &mut dx);
         }
         Ok(Some(host::tensor(dx, x.shape())?))
     }
@@ -193,6 +218,34 @@ impl CustomOp1 for FrozenLinearTransposed {
         let mut dx = vec![0.0; m * n];
         self.0
             .multiply(m, &grad.values(self.name())?, &mut dx, &Epilogue::default())?;
+        Ok(Some(host::tensor(dx, x.shape())?))
+    }
+}
+
+struct LowRankTransposed(Arc<LowRank>);
+
+impl CustomOp1 for LowRankTransposed {
+    fn name(&self) -> &'static str {
+        "transposed low-rank adapter"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (m, n) = host::rows_and_width(layout.shape(), self.name())?;
+        let (out_features, k) = self.0.features();
+        if n != out_features {
+            candle_core::bail!("{}: expected {out_features} values, found {n}", self.name());
+        }
+        let x = host::values(storage, layout, self.name())?;
+        let mut out = vec![0.0; m * k];
+        self.0.add_transposed(m, &x, &mut out);
+        Ok((CpuStorage::F32(out), with_last(layout.shape(), k)))
+    }
+
+    fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        let (m, n) = host::rows_and_width(x.shape(), self.name())?;
+        let grad = Host::new(grad);
+        let mut dx = vec![0.0; m * n];
+        self.0.add(m, &grad.values(self.name())?, &mut dx);
         Ok(Some(host::tensor(dx, x.shape())?))
     }
 }

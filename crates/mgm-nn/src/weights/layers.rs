@@ -13,6 +13,8 @@ use super::source::{Bias, Found, WeightSource};
 use super::stored::StoredTensor;
 use crate::embedding::{Embedding, Rows};
 use crate::linear::{Bias as LinearBias, Linear, Lora, Matrix};
+use crate::low_rank::LowRank;
+use crate::ops::Adapter;
 use crate::{Error, FrozenWeight, Result};
 
 impl WeightSource {
@@ -199,14 +201,19 @@ impl WeightSource {
                 scale: scale as f32,
             }));
         }
+        let b = (b * scale)?;
+        if self.device().is_cpu() {
+            let low_rank = LowRank::new(&a, &b)?;
+            return Ok(Some(Lora::Frozen(Adapter::LowRank(Arc::new(low_rank)))));
+        }
         let freeze = |name: &str, tensor: Tensor| {
             let found = Found::made(name, StoredTensor::from_tensor(&tensor));
             self.freeze(&found, tensor.dims()[1], tensor.dims()[0])
         };
-        Ok(Some(Lora::Frozen {
+        Ok(Some(Lora::Frozen(Adapter::Dense {
             down: freeze(&a_name, a)?,
-            up: freeze(&b_name, (b * scale)?)?,
-        }))
+            up: freeze(&b_name, b)?,
+        })))
     }
 
     /// The table of `count` rows of `width` values in `{name}.weight`.

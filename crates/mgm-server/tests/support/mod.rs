@@ -65,7 +65,7 @@ pub(crate) fn start_painting(
 ) -> Running {
     let server = Server::start(options).unwrap();
     let engine = EngineOptions {
-        kv_bytes: Some(engine.kv_bytes.unwrap_or(512 << 20)),
+        kv_bytes: Some(engine.kv_bytes.unwrap_or(4 << 30)),
         ..engine
     };
     server.set_model(Engine::start(model(), engine).unwrap(), painter);

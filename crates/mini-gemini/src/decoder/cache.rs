@@ -1,13 +1,29 @@
 //! Keys and values of the tokens seen so far.
 
 use candle_core::{DType, Device, Tensor};
-use mgm_nn::kv::{KvBlock, KvBlocks};
+use mgm_nn::kv::{KvBlock, KvBlocks, KvPool};
 
 use super::DecoderConfig;
 use crate::error::Result;
 
 /// Key-value cache of one sequence: on the CPU blocks of positions that sequences may share, on a device one growing buffer a layer.
 pub struct KvCache(pub(super) Store);
+
+/// Makes caches of one decoder that share their blocks, and counts these.
+#[derive(Clone, Debug)]
+pub struct CachePool(pub(super) KvPool);
+
+impl CachePool {
+    /// A cache that begins with the first `len` positions of blocks ([`KvCache::blocks`]) of this pool's caches; an empty one of none.
+    pub fn cache_of(&self, blocks: Vec<KvBlock>, len: usize) -> KvCache {
+        KvCache(Store::Blocks(self.0.cache_of(blocks, len)))
+    }
+
+    /// Blocks of [`BLOCK_POSITIONS`](super::BLOCK_POSITIONS) positions in memory, shared ones once.
+    pub fn live_blocks(&self) -> usize {
+        self.0.live_blocks()
+    }
+}
 
 pub(super) enum Store {
     Blocks(KvBlocks),

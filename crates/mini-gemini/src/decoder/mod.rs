@@ -14,7 +14,7 @@ use mgm_nn::{Bias, Embedding, Linear, WeightPolicy, WeightSource, WeightStorage}
 
 use crate::error::{Error, Result};
 use attention::Attention;
-pub use cache::KvCache;
+pub use cache::{CachePool, KvCache};
 use cache::{Store, TensorCache};
 pub use mgm_nn::kv::{BLOCK_POSITIONS, KvBlock};
 use mlp::FeedForward;
@@ -197,14 +197,9 @@ impl Decoder {
         })
     }
 
-    /// A cache that begins with the first `len` positions of blocks ([`KvCache::blocks`]) of this decoder's caches; CPU only.
-    pub fn cache_of(&self, blocks: Vec<KvBlock>, len: usize) -> KvCache {
-        KvCache(Store::Blocks(self.kv.cache_of(blocks, len)))
-    }
-
-    /// Blocks of [`BLOCK_POSITIONS`] positions that this decoder's caches hold, shared ones once; CPU only.
-    pub fn live_blocks(&self) -> usize {
-        self.kv.live_blocks()
+    /// Caches whose blocks are counted together; CPU only.
+    pub fn cache_pool(&self) -> CachePool {
+        CachePool(KvPool::new(self.kv.shape()))
     }
 
     /// Bytes of the keys and values of one position.
