@@ -220,7 +220,41 @@ fn growth(core: &Quad) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(200))]
+
+        /// Whatever a network says, also that it has no idea (NaN): regions lie in the picture and are not tiny.
+        #[test]
+        fn regions_lie_in_the_picture(
+            (width, height) in (1usize..40, 1usize..40),
+            seeds in prop::collection::vec(any::<u32>(), 1..64),
+            (picture_width, picture_height) in (1u32..3000, 1u32..3000),
+        ) {
+            let value = |index: usize| {
+                let mixed = seeds[(index / 7) % seeds.len()].rotate_left(index as u32 % 5);
+                match mixed % 9 {
+                    0 => f32::NAN,
+                    rest => rest as f32 / 8.0,
+                }
+            };
+            let map = ProbabilityMap {
+                width,
+                height,
+                values: (0..width * height).map(value).collect(),
+            };
+            for region in regions(&map, picture_width, picture_height) {
+                for corner in region.corners {
+                    prop_assert!((0.0..f64::from(picture_width)).contains(&corner.x));
+                    prop_assert!((0.0..f64::from(picture_height)).contains(&corner.y));
+                }
+                prop_assert!(region.seen_height >= SHORTEST_SIDE);
+            }
+        }
+    }
 
     #[test]
     fn tiles_cover_every_pixel_once_with_their_margins() {

@@ -11,26 +11,29 @@ use std::sync::atomic::AtomicBool;
 use mgm_image::{Limits, RgbImage};
 use mgm_ocr::{ModelFiles, OcrError, Page, Reader};
 
-static READER: LazyLock<Option<Reader>> = LazyLock::new(|| {
-    let named = std::env::var_os(mgm_ocr::MODELS_VARIABLE).map(PathBuf::from);
-    match ModelFiles::find(named.as_deref()) {
-        Ok(files) => Some(Reader::load(&files).unwrap()),
-        Err(error @ OcrError::NotFound { .. }) => {
-            skipped(&error.to_string());
-            None
-        }
-        Err(error) => panic!("{error}"),
-    }
-});
+static READER: LazyLock<Option<Reader>> = LazyLock::new(|| Some(Reader::load(&files()?).unwrap()));
 
 /// The reader; `None`, loudly, where tools/fetch_ocr.sh has not brought the networks.
 pub fn reader() -> Option<&'static Reader> {
     READER.as_ref()
 }
 
+/// The networks; `None`, loudly, where they have not been brought.
+pub fn files() -> Option<ModelFiles> {
+    let named = std::env::var_os(mgm_ocr::MODELS_VARIABLE).map(PathBuf::from);
+    match ModelFiles::find(named.as_deref()) {
+        Ok(files) => Some(files),
+        Err(error @ OcrError::NotFound { .. }) => {
+            skipped(&format!("{error} (tools/fetch_ocr.sh brings them)"));
+            None
+        }
+        Err(error) => panic!("{error}"),
+    }
+}
+
 /// Written past the test harness's capture, so that a skipped check is never silent.
 fn skipped(why: &str) {
-    let message = format!("\nSKIPPED: {why} (tools/fetch_ocr.sh brings them)\n");
+    let message = format!("\nSKIPPED: {why}\n");
     std::io::stderr().write_all(message.as_bytes()).unwrap();
 }
 
@@ -56,8 +59,7 @@ pub fn fetched(name: &str) -> Option<PathBuf> {
     if path.is_file() {
         return Some(path);
     }
-    let message = format!("\nSKIPPED: there is no {name} in {}\n", folder.display());
-    std::io::stderr().write_all(message.as_bytes()).unwrap();
+    skipped(&format!("there is no {name} in {}", folder.display()));
     None
 }
 
