@@ -2,6 +2,9 @@
 
 use std::path::PathBuf;
 
+/// Why a picture got no hint.
+pub type HintError = Box<dyn std::error::Error + Send + Sync>;
+
 /// Any failure of this crate; one clear line each.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -39,6 +42,14 @@ pub enum EvalError {
         id: String,
         /// Which picture, and why not.
         source: mgm_image::ImageError,
+    },
+    /// The text in a picture could not be read.
+    #[error("record {id}: {source}")]
+    Hint {
+        /// The record.
+        id: String,
+        /// The reader's reason.
+        source: HintError,
     },
     /// The model failed on one record.
     #[error("record {id}: {source}")]

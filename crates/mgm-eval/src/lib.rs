@@ -14,8 +14,8 @@ pub mod report;
 pub mod run;
 pub mod scoring;
 
-pub use error::EvalError;
-pub use model::ModelAnswerer;
+pub use error::{EvalError, HintError};
+pub use model::{Hints, ModelAnswerer};
 pub use records::{DataFile, Match, Record};
 pub use report::{FileReport, Part, Report, Tally};
 pub use run::{Answerer, Progress, RunOptions, run};

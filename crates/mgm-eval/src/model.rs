@@ -6,21 +6,32 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use mgm_image::Limits;
+use mgm_image::{Limits, RgbImage};
 use mgm_text::{IMAGE_TOKEN, Message};
 use mini_gemini::decoder::{Context, KvCache};
 use mini_gemini::{Error, MiniGemini, TowerFeatures, greedy};
 
-use crate::error::EvalError;
+use crate::error::{EvalError, HintError};
 use crate::records::Record;
 use crate::run::Answerer;
+
+/// Makes what follows every question about a picture.
+pub type Hints<'a> = Box<dyn FnMut(&RgbImage) -> Result<Option<String>, HintError> + 'a>;
+
+/// What is kept of the picture asked about last.
+struct Seen {
+    path: PathBuf,
+    features: TowerFeatures,
+    hint: String,
+}
 
 /// Answers greedily, each question in a conversation of its own.
 pub struct ModelAnswerer<'model> {
     model: &'model MiniGemini,
     without_high_res: bool,
     max_new_tokens: usize,
-    picture: Option<(PathBuf, TowerFeatures)>,
+    hints: Option<Hints<'model>>,
+    picture: Option<Seen>,
     cache: KvCache,
     /// What `cache` holds: the prompt's ids, [`IMAGE_TOKEN`] for all tokens of the picture.
     cached: Vec<i64>,
@@ -34,10 +45,17 @@ impl<'model> ModelAnswerer<'model> {
             model,
             without_high_res,
             max_new_tokens,
+            hints: None,
             picture: None,
             cache: model.decoder().new_cache(),
             cached: Vec::new(),
         }
+    }
+
+    /// Puts what `hints` makes of a picture after every question about it. It is asked once for a run of questions about the same one.
+    pub fn with_hints(mut self, hints: Hints<'model>) -> Self {
+        self.hints = Some(hints);
+        self
     }
 
     /// Makes sure the features at hand are those of `path`.
@@ -45,7 +63,7 @@ impl<'model> ModelAnswerer<'model> {
         if self
             .picture
             .as_ref()
-            .is_some_and(|(known, _)| known == path)
+            .is_some_and(|known| known.path == path)
         {
             return Ok(());
         }
@@ -65,7 +83,18 @@ impl<'model> ModelAnswerer<'model> {
         if self.without_high_res {
             features.high_res.clear();
         }
-        self.picture = Some((path.into(), features));
+        let hint = match &mut self.hints {
+            Some(hints) => hints(&picture).map_err(|source| EvalError::Hint {
+                id: id.into(),
+                source,
+            })?,
+            None => None,
+        };
+        self.picture = Some(Seen {
+            path: path.into(),
+            features,
+            hint: hint.unwrap_or_default(),
+        });
         // Every picture is the same id to the cache.
         self.forget_from(self.cached.iter().position(|id| *id == IMAGE_TOKEN));
         Ok(())
@@ -85,7 +114,11 @@ impl<'model> ModelAnswerer<'model> {
         } else {
             pictures
         };
-        let content = format!("{}{question}", "<image>\n".repeat(marks));
+        let hint = match &self.picture {
+            Some(seen) if pictures > 0 => seen.hint.as_str(),
+            _ => "",
+        };
+        let content = format!("{}{question}{hint}", "<image>\n".repeat(marks));
         let turns = [Message::user(content), Message::open_answer()];
         let rendered = self.model.template().render(&turns);
         let ids = mgm_text::encode_with_images(self.model.tokenizer(), &rendered)?;
@@ -108,7 +141,7 @@ impl<'model> ModelAnswerer<'model> {
         let model = self.model;
         let ids = self.prompt(question, usize::from(with_picture))?;
         let visual = match &self.picture {
-            Some((_, features)) if with_picture => Some(model.visual_tokens(features)?),
+            Some(seen) if with_picture => Some(model.visual_tokens(&seen.features)?),
             _ => None,
         };
         let visual_count = visual.as_ref().map_or(Ok(0), |tokens| tokens.dim(0))?;
@@ -167,10 +200,14 @@ impl<'model> ModelAnswerer<'model> {
 
 impl Answerer for ModelAnswerer<'_> {
     fn subject(&self) -> String {
-        match self.without_high_res {
-            true => format!("{} without the high-resolution tower", self.model.name()),
-            false => self.model.name().to_string(),
+        let mut subject = self.model.name().to_string();
+        if self.without_high_res {
+            subject.push_str(" without the high-resolution tower");
         }
+        if self.hints.is_some() {
+            subject.push_str(" with hints");
+        }
+        subject
     }
 
     fn answer(
@@ -180,7 +217,11 @@ impl Answerer for ModelAnswerer<'_> {
         stop: &AtomicBool,
     ) -> Result<Option<String>, EvalError> {
         if let Some(path) = picture {
-            self.look_at(&record.id, path)?;
+            match self.look_at(&record.id, path) {
+                // Reading was stopped, not impossible.
+                Err(EvalError::Hint { .. }) if stop.load(Ordering::Relaxed) => return Ok(None),
+                looked => looked?,
+            }
         }
         self.generate(&record.question, picture.is_some(), stop)
             .map_err(|source| EvalError::Model {

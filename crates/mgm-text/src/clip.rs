@@ -44,15 +44,33 @@ struct Config {
 #[serde(untagged)]
 enum Token {
     Text(String),
-    Object { content: String },
+    Object {
+        content: String,
+        /// Whether it is looked for in the normalised text.
+        #[serde(default)]
+        normalized: bool,
+    },
 }
 
 impl Token {
     fn text(&self) -> &str {
         match self {
-            Self::Text(text) | Self::Object { content: text } => text,
+            Self::Text(text) | Self::Object { content: text, .. } => text,
         }
     }
+}
+
+/// The definition of a special token, which is found in a text before anything else is.
+fn special(token: Option<&Token>, content: &str, id: u32) -> serde_json::Value {
+    let normalized = matches!(
+        token,
+        Some(Token::Object {
+            normalized: true,
+            ..
+        })
+    );
+    json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
+           "normalized": normalized, "special": true})
 }
 
 impl ClipTokenizer {
@@ -107,13 +125,16 @@ impl ClipTokenizer {
             _ => 77,
         };
         let (start_id, end_id, pad_id) = (id(&start)?, id(&end)?, id(&pad)?);
-        let special = |content: &str, id: u32| {
-            json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
-                   "normalized": false, "special": true})
-        };
-        let mut added = vec![special(&start, start_id)];
-        if end_id != start_id {
-            added.push(special(&end, end_id));
+        // SDXL's second tokeniser pads with "!", which thereby becomes a special token in prompts too.
+        let mut added: Vec<serde_json::Value> = Vec::new();
+        for (token, content, id) in [
+            (&config.bos_token, &start, start_id),
+            (&config.eos_token, &end, end_id),
+            (&config.pad_token, &pad, pad_id),
+        ] {
+            if added.iter().all(|token| token["id"] != id) {
+                added.push(special(token.as_ref(), content, id));
+            }
         }
         // The definition of transformers' converter for this family.
         let definition = json!({

@@ -50,14 +50,15 @@ pub fn number_images(prompt: &str) -> String {
 
 /// The OCR hint to append to the user's text, or `None` if no line is confident enough.
 ///
-/// `lines` are (text, confidence 0..=1) in detection order. The capitalisation is the official command line's.
+/// `lines` are (text, confidence 0..=1) in detection order. The capitalisation is the official command line's. A picture that shows the
+/// words `<image>` must not be taken for another picture, so the brackets go.
 pub fn ocr_suffix<'a>(lines: impl IntoIterator<Item = (&'a str, f32)>) -> Option<String> {
     let kept: Vec<&str> = lines
         .into_iter()
         .filter(|(_, confidence)| *confidence > OCR_MIN_CONFIDENCE)
         .map(|(text, _)| text)
         .collect();
-    let joined = kept.join(", ");
+    let joined = kept.join(", ").replace(IMAGE_PLACEHOLDER, "image");
     (!joined.is_empty()).then(|| format!("\nReference OCR Token: {joined}\n"))
 }
 
@@ -111,6 +112,10 @@ mod tests {
         assert_eq!(
             ocr_suffix(lines).as_deref(),
             Some("\nReference OCR Token: STOP, Main St\n")
+        );
+        assert_eq!(
+            ocr_suffix([("an <image> tag", 0.9)]).as_deref(),
+            Some("\nReference OCR Token: an image tag\n")
         );
         assert_eq!(ocr_suffix([("noise", 0.05)]), None);
         assert_eq!(ocr_suffix([]), None);

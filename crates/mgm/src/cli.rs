@@ -1,6 +1,7 @@
 //! The flags as they are written. What they mean together is decided by each command.
 
 mod painting;
+mod reading;
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -9,6 +10,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 
 use self::painting::PAINTER_VARIABLE;
 pub(crate) use self::painting::{ImagineArgs, PaintArgs, PainterWeights};
+pub(crate) use self::reading::{OcrArgs, ReadingModels};
 use crate::picture::PictureSource;
 use crate::serve::ServeArgs;
 
@@ -33,6 +35,7 @@ pub(crate) enum Command {
     Imagine(ImagineArgs),
     // Larger than the others by far.
     Serve(Box<ServeArgs>),
+    Ocr(OcrArgs),
     Train(TrainArgs),
     Eval(EvalArgs),
     Embed(EmbedArgs),
@@ -206,7 +209,14 @@ pub(crate) struct ChatArgs {
     #[command(flatten)]
     pub(crate) paint: PaintArgs,
 
-    /// Print one JSON object (answer, stop, token counts, timings, picture) instead of text
+    /// Read the text in the pictures and give it to the model with the question
+    #[arg(long, help_heading = "Reading")]
+    pub(crate) ocr: bool,
+
+    #[command(flatten)]
+    pub(crate) reading: ReadingModels,
+
+    /// Print one JSON object (answer, stop, token counts, timings, text read, picture) instead of text
     #[arg(long)]
     pub(crate) json: bool,
 
@@ -278,6 +288,13 @@ pub(crate) struct EvalArgs {
     /// Score the model with its high-resolution tower left out, to see what it adds
     #[arg(long)]
     pub(crate) without_high_res: bool,
+
+    /// Read the text in the pictures and give it to the model with each question, as `mgm chat --ocr` does
+    #[arg(long, help_heading = "Reading")]
+    pub(crate) ocr: bool,
+
+    #[command(flatten)]
+    pub(crate) reading: ReadingModels,
 
     #[command(flatten)]
     pub(crate) model: ModelArgs,
@@ -625,6 +642,13 @@ pub(crate) fn probability(text: &str) -> Result<f32, String> {
     }
 }
 
+fn fraction(text: &str) -> Result<f32, String> {
+    match number(text)? {
+        value if (0.0..=1.0).contains(&value) => Ok(value as f32),
+        _ => Err("expected 0 to 1".into()),
+    }
+}
+
 fn percentage(text: &str) -> Result<f64, String> {
     match number(text)? {
         value if (0.0..=100.0).contains(&value) => Ok(value),
@@ -652,6 +676,10 @@ mod tests {
         assert_eq!(probability("1"), Ok(1.0));
         for bad in ["0", "1.1", "-0.5", "nan"] {
             assert!(probability(bad).is_err(), "{bad}");
+        }
+        assert_eq!(fraction("0"), Ok(0.0));
+        for bad in ["1.1", "-0.5", "nan"] {
+            assert!(fraction(bad).is_err(), "{bad}");
         }
         assert_eq!(percentage("85"), Ok(85.0));
         assert!(percentage("101").is_err());

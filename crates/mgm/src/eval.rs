@@ -4,10 +4,11 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use mgm_eval::{DataFile, ModelAnswerer, Progress, Report, RunOptions};
+use mgm_text::protocol;
 
 use crate::cli::EvalArgs;
 use crate::failure::Failure;
-use crate::{interrupt, meter, model, stdout};
+use crate::{interrupt, meter, model, ocr, stdout};
 
 /// How often a line is printed when stderr is no terminal.
 const LINE_INTERVAL: Duration = Duration::from_secs(30);
@@ -21,15 +22,29 @@ pub(crate) fn run(args: EvalArgs) -> Result<(), Failure> {
         .map(|path| DataFile::read(path, args.image_folder.as_deref()))
         .collect::<Result<Vec<_>, _>>()?;
     check_pictures(&files, args.limit.map(std::num::NonZeroUsize::get))?;
+    let reader = match args.ocr {
+        true => Some(ocr::open(args.reading.ocr_models.as_deref())?),
+        false => None,
+    };
     let model = model::load(&args.model, None)?;
+    let watch = interrupt::watch();
     let mut answerer = ModelAnswerer::new(&model, args.without_high_res, args.max_new_tokens.get());
+    if let Some(reader) = &reader {
+        let stop = watch.flag();
+        answerer = answerer.with_hints(Box::new(move |image| {
+            let page = reader.read(image, stop)?;
+            let lines = page.lines.iter();
+            Ok(protocol::ocr_suffix(
+                lines.map(|line| (line.text.as_str(), line.confidence)),
+            ))
+        }));
+    }
     let options = RunOptions {
         limit: args.limit.map(std::num::NonZeroUsize::get),
         answers: args.answers.clone(),
         resume: args.resume,
     };
 
-    let watch = interrupt::watch();
     let mut meter = Meter::new();
     let report = mgm_eval::run(
         &files,

@@ -97,6 +97,11 @@ impl Failure {
         self
     }
 
+    /// What went wrong, without causes and hint.
+    pub(crate) fn message(&self) -> &str {
+        &self.message
+    }
+
     /// The process's exit code.
     pub(crate) fn exit_code(&self) -> u8 {
         match self.kind {

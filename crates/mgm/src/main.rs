@@ -23,6 +23,7 @@ mod interrupt;
 mod meter;
 mod model;
 mod models;
+mod ocr;
 mod paint;
 mod picture;
 mod serve;
@@ -83,6 +84,7 @@ fn run(command: Command, started: Instant) -> Result<(), Failure> {
         Command::Train(args) => train::run(args),
         Command::Eval(args) => eval::run(args),
         Command::Embed(args) => embed::run(args),
+        Command::Ocr(args) => ocr::run(args),
         Command::Models(args) => models::run(args.command),
         Command::Bench(args) => bench::run(args),
         Command::Completions(args) => shell::completions(&args),

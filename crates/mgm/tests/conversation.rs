@@ -185,3 +185,28 @@ fn ctrl_c_stops_the_answer_and_the_conversation_goes_on() {
     terminal.type_in("/exit\r");
     terminal.leaves_with(0);
 }
+
+#[test]
+fn what_was_read_in_a_picture_is_told_once() {
+    let named = std::env::var_os(mgm_ocr::MODELS_VARIABLE).map(std::path::PathBuf::from);
+    if let Err(error) = mgm_ocr::ModelFiles::find(named.as_deref()) {
+        // Written past the test harness's capture, so that a skipped check is never silent.
+        let message = format!("\nSKIPPED: {error}\n");
+        std::io::stderr().write_all(message.as_bytes()).unwrap();
+        return;
+    }
+    let picture = support::root().join("crates/mgm-ocr/tests/fixtures/strip.png");
+    let picture = picture.display().to_string();
+    let mut terminal = Terminal::start(&["chat", "--ocr", "--max-new-tokens", "4"]);
+    terminal.expect("Ctrl-D leaves");
+    terminal.type_in(&format!("/image {picture}\r"));
+    terminal.expect("1 picture goes with the next question");
+    terminal.type_in("What does it say?\r");
+    terminal.expect("\x1b[2mread: One long line of a ticker: 4.25");
+    terminal.expect("> ");
+    terminal.type_in("And what else?\r");
+    let between = terminal.expect("> ");
+    assert!(!between.contains("read: "), "{between:?}");
+    terminal.type_in("/exit\r");
+    terminal.leaves_with(0);
+}

@@ -20,6 +20,7 @@ use crate::{interrupt, model};
 use super::display::{self, Display};
 use super::generation::Generation;
 use super::meta::{self, Entry};
+use super::reading::Reading;
 
 /// Entries kept in the history file.
 const HISTORY_SIZE: usize = 1000;
@@ -32,6 +33,7 @@ pub(super) fn run(args: &ChatArgs) -> Result<(), Failure> {
         .map(|image| image.load())
         .collect::<Result<Vec<_>, _>>()?;
     let generation = Generation::open(args)?;
+    let reading = Reading::open(args)?;
     let model = model::load(&args.model, args.template.as_deref())?;
     let mut editor = editor()?;
     let history = history_file();
@@ -47,7 +49,7 @@ pub(super) fn run(args: &ChatArgs) -> Result<(), Failure> {
         note!("{}", shown(pictures.len()));
     }
 
-    let mut conversation = Conversation::new(args, &model, pictures, generation);
+    let mut conversation = Conversation::new(args, &model, pictures, generation, reading);
     loop {
         match editor.readline("> ") {
             Ok(text) => {
@@ -85,6 +87,7 @@ struct Conversation<'a> {
     session: Session<'a>,
     pending: Vec<RgbImage>,
     generation: Option<Generation>,
+    reading: Option<Reading>,
 }
 
 impl<'a> Conversation<'a> {
@@ -93,12 +96,14 @@ impl<'a> Conversation<'a> {
         model: &'a MiniGemini,
         pending: Vec<RgbImage>,
         generation: Option<Generation>,
+        reading: Option<Reading>,
     ) -> Self {
         Self {
             args,
             session: model.session(),
             pending,
             generation,
+            reading,
         }
     }
 
@@ -110,6 +115,9 @@ impl<'a> Conversation<'a> {
             Entry::Reset => {
                 self.session.reset();
                 self.pending.clear();
+                if let Some(reading) = &mut self.reading {
+                    reading.forget();
+                }
                 note!("forgotten: the next question starts a new conversation");
             }
             Entry::Painted => match self.generation.as_ref().and_then(Generation::last) {
@@ -147,10 +155,19 @@ impl<'a> Conversation<'a> {
     fn ask(&mut self, question: &str) -> Result<(), Failure> {
         let asked = std::time::Instant::now();
         let watch = interrupt::watch();
+        let mut hint = None;
+        if let Some(reading) = &mut self.reading {
+            if let Err(failure) = reading.read(&self.pending, &watch) {
+                failure.print();
+                return Ok(());
+            }
+            reading.note();
+            hint = reading.hint();
+        }
         let mut display = Display::new(&watch, true);
         let options = super::generate_options(self.args);
         let outcome = self.session.ask(
-            &super::with_request(self.args, question),
+            &super::with_additions(self.args, question, hint.as_deref()),
             self.pending.clone(),
             &options,
             &mut |event| display.on_event(event),
@@ -188,6 +205,9 @@ impl<'a> Conversation<'a> {
         // A turn without any text is taken back by the session: its pictures stay waiting.
         if !answer.text.is_empty() {
             self.pending.clear();
+            if let Some(reading) = &mut self.reading {
+                reading.seen();
+            }
         }
         if self.args.timings {
             let first = display.first_text().map(|first| first - asked);

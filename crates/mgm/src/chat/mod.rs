@@ -6,6 +6,7 @@ mod input;
 mod interactive;
 mod meta;
 mod one_shot;
+mod reading;
 
 use std::time::Instant;
 
@@ -32,12 +33,13 @@ pub(crate) fn run(args: ChatArgs, started: Instant) -> Result<(), Failure> {
     }
 }
 
-/// The user's text with the request for a picture, if there is one.
-fn with_request(args: &ChatArgs, text: &str) -> String {
-    match args.generate {
-        true => format!("{text}{}", mgm_text::protocol::GENERATION_REQUEST),
-        false => text.to_string(),
-    }
+/// The user's text, the text read in the pictures, and the request for a picture, in the official command line's order.
+fn with_additions(args: &ChatArgs, text: &str, read: Option<&str>) -> String {
+    let request = match args.generate {
+        true => mgm_text::protocol::GENERATION_REQUEST,
+        false => "",
+    };
+    format!("{text}{}{request}", read.unwrap_or_default())
 }
 
 /// Flags and defaults put together.

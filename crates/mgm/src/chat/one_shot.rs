@@ -7,10 +7,12 @@ use serde::Serialize;
 
 use crate::cli::ChatArgs;
 use crate::failure::Failure;
+use crate::ocr::JsonLine;
 use crate::{interrupt, model, stdout};
 
 use super::display::{self, Display};
 use super::generation::{Generation, Picture};
+use super::reading::Reading;
 
 /// The object that `--json` prints.
 #[derive(Debug, Serialize)]
@@ -21,7 +23,21 @@ struct JsonAnswer<'a> {
     tokens: JsonTokens,
     timings: JsonTimings,
     #[serde(skip_serializing_if = "Option::is_none")]
+    ocr: Option<JsonReading>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     picture: Option<JsonPicture>,
+}
+
+/// The text that was read in the pictures, and what of it the model was told.
+#[derive(Debug, Serialize)]
+struct JsonReading {
+    hint: Option<String>,
+    pictures: Vec<JsonPage>,
+}
+
+#[derive(Debug, Serialize)]
+struct JsonPage {
+    lines: Vec<JsonLine>,
 }
 
 /// The picture that was painted.
@@ -61,16 +77,26 @@ pub(super) fn run(args: &ChatArgs, prompt: &str, started: Instant) -> Result<(),
         .iter()
         .map(|image| image.load())
         .collect::<Result<Vec<_>, _>>()?;
+    if args.ocr && pictures.is_empty() {
+        return Err(Failure::usage(
+            "--ocr reads pictures: it needs at least one --image",
+        ));
+    }
     let mut generation = Generation::open(args)?;
+    let mut reading = Reading::open(args)?;
     let load_started = Instant::now();
     let model = model::load(&args.model, args.template.as_deref())?;
     let loading = load_started.elapsed();
 
     let watch = interrupt::watch();
+    if let Some(reading) = &mut reading {
+        reading.read(&pictures, &watch)?;
+    }
+    let hint = reading.as_ref().and_then(Reading::hint);
     let mut display = Display::new(&watch, !args.json);
     let mut session = model.session();
     let answer = session.ask(
-        &super::with_request(args, prompt),
+        &super::with_additions(args, prompt, hint.as_deref()),
         pictures,
         &super::generate_options(args),
         &mut |event| display.on_event(event),
@@ -108,6 +134,16 @@ pub(super) fn run(args: &ChatArgs, prompt: &str, started: Instant) -> Result<(),
                 start_to_first_token: first_text.map(|time| time.as_secs_f64()),
                 tokens_per_second: display::tokens_per_second(&answer),
             },
+            ocr: reading.map(|reading| JsonReading {
+                hint,
+                pictures: reading
+                    .into_pages()
+                    .into_iter()
+                    .map(|page| JsonPage {
+                        lines: page.lines.into_iter().map(JsonLine::from).collect(),
+                    })
+                    .collect(),
+            }),
             picture: picture.map(|picture| JsonPicture {
                 file: picture.file.display().to_string(),
                 prompt: picture.prompt,
