@@ -64,7 +64,7 @@ fn layer_norm_row<const FMA: bool>(
     }
 }
 
-multiversion!(fn layer_norm_at(x: &[f32], gamma: Option<&[f32]>, beta: Option<&[f32]>, eps: f32, out: &mut [f32]) = layer_norm_row);
+multiversion!(pub(crate) fn layer_norm_at(x: &[f32], gamma: Option<&[f32]>, beta: Option<&[f32]>, eps: f32, out: &mut [f32]) = layer_norm_row);
 
 /// LayerNorm of `rows` rows of `c` channels: `(x - mean) / sqrt(var + eps) · gamma + beta`, population variance.
 pub fn layer_norm(

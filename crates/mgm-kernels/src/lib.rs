@@ -39,7 +39,9 @@ pub mod group_norm;
 pub mod level;
 pub mod low_rank;
 pub mod mapped;
+pub mod mlp;
 pub mod process;
+pub mod pyramid;
 pub mod quant;
 
 mod buffer;

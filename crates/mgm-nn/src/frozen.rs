@@ -122,6 +122,14 @@ impl FrozenWeight {
         }
     }
 
+    /// The packed matrix, if it is one.
+    pub(crate) fn as_packed(&self) -> Option<&PackedWeight> {
+        match &self.storage {
+            FrozenStorage::Packed(weight) => Some(weight),
+            _ => None,
+        }
+    }
+
     /// The tensor of a weight that lives on a device; `None` for the CPU's own storages.
     pub(crate) fn as_dense(&self) -> Option<&Tensor> {
         match &self.storage {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use candle_core::{Device, Result, Tensor};
-use mgm_kernels::gemm::Activation;
+use mgm_kernels::gemm::{Activation, PackedWeight};
 
 use crate::FrozenWeight;
 use crate::ops::{self, Adapter, FrozenLinear};
@@ -249,6 +249,19 @@ impl Linear {
         matches!(self.matrix, Matrix::Trainable(_))
             || matches!(self.bias, Some(Bias::Trainable(_)))
             || matches!(self.lora, Some(Lora::Trainable { .. }))
+    }
+
+    /// The packed matrix and the bias of a layer of which nothing learns, for operations that fuse several layers.
+    pub(crate) fn plain_packed(&self) -> Option<(&PackedWeight, Option<&[f32]>)> {
+        let (Matrix::Frozen(weight), None) = (&self.matrix, &self.lora) else {
+            return None;
+        };
+        let bias = match &self.bias {
+            None => None,
+            Some(Bias::Frozen(bias)) => Some(&**bias),
+            Some(Bias::Trainable(_)) => return None,
+        };
+        Some((weight.as_packed()?, bias))
     }
 
     /// The frozen matrix of a layer that has neither bias nor adapter, for operations that fuse the product.

@@ -40,8 +40,11 @@ pub(crate) fn set_level(args: &BenchArgs) -> Result<(), Failure> {
 /// Runs the command.
 pub(crate) fn run(args: BenchArgs) -> Result<(), Failure> {
     model::prepare(&args.model)?;
-    // An unreadable file is known before anything is measured.
+    // A file that cannot be read or written is known before anything is measured.
     let before = args.compare.as_deref().map(Report::read).transpose()?;
+    if let Some(path) = &args.json {
+        check_folder(path)?;
+    }
     let subject = subject(&args)?;
     let options = options(&args);
 
@@ -135,6 +138,20 @@ fn publish(report: &Report, json: Option<&Path>) -> Result<(), Failure> {
         None => {}
     }
     stdout::write(report.to_string())
+}
+
+/// Whether the folder that a file is to be written to is there.
+fn check_folder(path: &Path) -> Result<(), Failure> {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() && !folder.is_dir() => {
+            Err(Failure::failed(format!(
+                "{}: there is no folder {}",
+                path.display(),
+                folder.display()
+            )))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Writes a file whole or not at all.

@@ -17,8 +17,7 @@ pub const NORM_EPS: f64 = 1e-5;
 struct NormedProjection {
     gamma: Tensor,
     beta: Tensor,
-    weight: Tensor,
-    bias: Tensor,
+    linear: Linear,
 }
 
 impl NormedProjection {
@@ -26,8 +25,7 @@ impl NormedProjection {
         Ok(Self {
             gamma: weights.tensor("0.weight", [input])?,
             beta: weights.tensor("0.bias", [input])?,
-            weight: weights.tensor("1.weight", [output, input])?,
-            bias: weights.tensor("1.bias", [output])?,
+            linear: weights.linear("1", input, output, Bias::Yes)?,
         })
     }
 }
@@ -64,34 +62,29 @@ impl Mining {
         Ok(self.query.forward(&normed)?)
     }
 
+    /// Queries taken through the key projection, to be multiplied with normalised cells: `[queries, channels]`.
+    fn folded(&self, queries: &Tensor) -> Result<Tensor> {
+        let scale = 1.0 / (self.width as f64).sqrt();
+        let through = self.key.linear.forward_transposed(queries)?;
+        Ok(through.broadcast_mul(&(&self.key.gamma * scale)?)?)
+    }
+
     /// Mined features `[queries, width]` for low-resolution features `[queries, width]` of one picture or crop.
     ///
     /// # Errors
     /// When the cells do not match the queries.
     pub fn forward(&self, low_res: &Tensor, cells: &RegionCells) -> Result<Tensor> {
         let queries = self.queries(low_res)?;
-        let scale = 1.0 / (self.width as f64).sqrt();
-        let folded = (queries
-            .matmul(&self.key.weight)?
-            .broadcast_mul(&self.key.gamma)?
-            * scale)?;
+        let folded = self.folded(&queries)?;
         // The same for all cells of a region, so softmax does not see it; kept because it is part of the score.
-        let key_constant = (self
-            .key
-            .weight
-            .broadcast_mul(&self.key.beta)?
-            .sum(D::Minus1)?
-            + &self.key.bias)?;
+        let key_constant = self.key.linear.forward(&self.key.beta.unsqueeze(0)?)?;
+        let scale = 1.0 / (self.width as f64).sqrt();
         let constant = (queries.broadcast_mul(&key_constant)?.sum(D::Minus1)? * scale)?;
         let mined = ops::region_attention(&folded, &constant, cells)?;
         let values = mined
             .broadcast_mul(&self.value.gamma)?
             .broadcast_add(&self.value.beta)?;
-        Ok(ops::linear_bias(
-            &values,
-            &self.value.weight,
-            &self.value.bias,
-        )?)
+        Ok(self.value.linear.forward(&values)?)
     }
 
     /// The attention weights `[queries, cells]` of [`Self::forward`]: which of its cells each query mined.
@@ -100,11 +93,7 @@ impl Mining {
     /// When the cells do not match the queries.
     pub fn attention_weights(&self, low_res: &Tensor, cells: &RegionCells) -> Result<Tensor> {
         let queries = self.queries(low_res)?;
-        let scale = 1.0 / (self.width as f64).sqrt();
-        let folded = (queries
-            .matmul(&self.key.weight)?
-            .broadcast_mul(&self.key.gamma)?
-            * scale)?;
+        let folded = self.folded(&queries)?;
         let constant = folded.zeros_like()?.sum(D::Minus1)?;
         Ok(ops::region_attention_weights(&folded, &constant, cells)?)
     }
@@ -132,7 +121,7 @@ impl Mining {
             .reshape((count * region * region, channels))?;
         let project = |projection: &NormedProjection| -> Result<Tensor> {
             let normed = ops::layer_norm(&cells, &projection.gamma, &projection.beta, NORM_EPS)?;
-            let projected = ops::linear_bias(&normed, &projection.weight, &projection.bias)?;
+            let projected = projection.linear.forward(&normed)?;
             Ok(projected.reshape((count, region * region, self.width))?)
         };
         let queries = self.queries(low_res)?.unsqueeze(1)?;

@@ -12,7 +12,7 @@ use crate::quant::QuantWeight;
 use crate::shared::SharedSlice;
 
 /// Features of one block along k: 2048 bf16 values of a panel are 128 KiB, an eighth of a usual second-level cache.
-const K_BLOCK: usize = 2048;
+pub(super) const K_BLOCK: usize = 2048;
 /// Rows of one task; with a k block of packed rows it stays in the second-level cache.
 const TASK_ROWS: usize = 192;
 
@@ -483,12 +483,12 @@ pub(super) fn multiply(
 }
 
 /// Holds the AMX tile configuration of this thread while a task runs.
-struct Tiles {
+pub(super) struct Tiles {
     configured: bool,
 }
 
 impl Tiles {
-    fn configure(needed: bool) -> Self {
+    pub(super) fn configure(needed: bool) -> Self {
         #[cfg(target_arch = "x86_64")]
         if needed {
             // SAFETY: a family that needs tiles is only chosen at `Level::Amx`, which the machine has.

@@ -16,6 +16,7 @@ mod portable;
 mod rows;
 pub(crate) mod serial;
 mod skinny;
+pub(crate) mod tile;
 
 pub(crate) use driver::quantized as quantized_product;
 pub(crate) use gathered::{Gathered, product as gathered_product};

@@ -152,9 +152,16 @@ impl CustomOp1 for Activate {
     }
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let mut out = host::values(storage, layout, self.name())?.into_owned();
-        apply_in_place(self.0, &mut out);
-        Ok((CpuStorage::F32(out), layout.shape().clone()))
+        let x = host::values(storage, layout, self.name())?;
+        let out = host::output(x.len(), |out| {
+            out.par_chunks_mut(BLOCK)
+                .zip(x.par_chunks(BLOCK))
+                .for_each(|(out, x)| {
+                    out.copy_from_slice(x);
+                    apply_in_place(self.0, out);
+                });
+        });
+        Ok((out, layout.shape().clone()))
     }
 
     fn bwd(&self, x: &Tensor, y: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
@@ -192,15 +199,18 @@ impl CustomOp2 for Gated {
         s2: &CpuStorage,
         l2: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let mut out = host::values(s1, l1, self.name())?.into_owned();
+        let gate = host::values(s1, l1, self.name())?;
         let up = host::values(s2, l2, self.name())?;
-        out.par_chunks_mut(BLOCK)
-            .zip(up.par_chunks(BLOCK))
-            .for_each(|(out, up)| {
-                apply_in_place(self.0, out);
-                out.iter_mut().zip(up).for_each(|(out, &up)| *out *= up);
-            });
-        Ok((CpuStorage::F32(out), l1.shape().clone()))
+        let out = host::output(gate.len(), |out| {
+            out.par_chunks_mut(BLOCK)
+                .zip(gate.par_chunks(BLOCK).zip(up.par_chunks(BLOCK)))
+                .for_each(|(out, (gate, up))| {
+                    out.copy_from_slice(gate);
+                    apply_in_place(self.0, out);
+                    out.iter_mut().zip(up).for_each(|(out, &up)| *out *= up);
+                });
+        });
+        Ok((out, l1.shape().clone()))
     }
 
     fn bwd(

@@ -5,9 +5,10 @@
 //! and to the result instead; what is left here is `out_i = Σ_j softmax_j(query_i·ĉ_j + constant_i)·ĉ_j`.
 
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
+use mgm_kernels::pyramid::{Axis, Pyramid, Region, Stage};
 use rayon::prelude::*;
 
-use super::bilinear::{Tap, taps};
+use super::bilinear::taps;
 use crate::host::{self, Host};
 use crate::reduce;
 
@@ -17,12 +18,14 @@ const LAYER_NORM_EPS: f32 = 1e-5;
 /// The high-resolution cells of one image, as the stage maps they are made from.
 ///
 /// A cell's vector is the concatenation of all stages at its place, later stages resized bilinearly to the size of the
-/// first, then LayerNorm without affine over all channels. It is made region by region and never stored as a whole.
+/// first, then LayerNorm without affine over all channels. It is never made: what is asked of it is asked of the vectors that it is a weighted
+/// sum of ([`mgm_kernels::pyramid`]).
 #[derive(Clone)]
 pub struct RegionCells {
     /// `[height, width, channels]` each, contiguous.
     stages: Vec<Tensor>,
-    resize: Vec<Option<Resize>>,
+    /// How rows and columns of cells come from each stage's.
+    axes: Vec<(Axis, Axis)>,
     /// Size of the map that all stages are brought to.
     height: usize,
     width: usize,
@@ -49,11 +52,21 @@ pub struct CellWindow {
     pub pool: usize,
 }
 
-/// Taps of a later stage, for each row and column of the first stage's map.
-#[derive(Clone)]
-struct Resize {
-    rows: Vec<Tap>,
-    columns: Vec<Tap>,
+/// Positions `count` along an axis of the finest map, averaged `pool` at a time, as weighted sums of a stage's `size` positions.
+fn axis(size: usize, count: usize, pool: usize) -> Axis {
+    let taps = taps(size, count);
+    let share = 1.0 / pool as f32;
+    let pooled = taps.chunks_exact(pool).map(|taps| {
+        let both = taps.iter().flat_map(|tap| {
+            [
+                (tap.first, share * (1.0 - tap.weight)),
+                (tap.second, share * tap.weight),
+            ]
+        });
+        // The finest stage's positions are their own only source.
+        both.filter(|(_, weight)| *weight != 0.0).collect()
+    });
+    Axis::new(&pooled.collect::<Vec<_>>())
 }
 
 impl RegionCells {
@@ -85,7 +98,7 @@ impl RegionCells {
                 "region attention: a map of {height}x{width} cannot be cut into {grid}x{grid} regions"
             );
         }
-        let mut resize = Vec::with_capacity(stages.len());
+        let mut axes = Vec::with_capacity(stages.len());
         let mut channels = 0;
         for stage in stages {
             if stage.track_op() {
@@ -98,21 +111,14 @@ impl RegionCells {
                 candle_core::bail!("region attention: empty stage map {:?}", stage.dims());
             }
             channels += stage_channels;
-            resize.push(if (stage_height, stage_width) == (height, width) {
-                None
-            } else {
-                Some(Resize {
-                    rows: taps(stage_height, height),
-                    columns: taps(stage_width, width),
-                })
-            });
+            axes.push((axis(stage_height, height, 1), axis(stage_width, width, 1)));
         }
         Ok(Self {
             stages: stages
                 .iter()
                 .map(Tensor::contiguous)
                 .collect::<Result<_>>()?,
-            resize,
+            axes,
             height,
             width,
             grid,
@@ -151,6 +157,13 @@ impl RegionCells {
         self.cell_rows = rows / self.grid;
         self.cell_columns = columns / self.grid;
         self.window = window;
+        for (stage, axes) in self.stages.iter().zip(&mut self.axes) {
+            let (height, width, _) = stage.dims3()?;
+            *axes = (
+                axis(height, self.height, pool),
+                axis(width, self.width, pool),
+            );
+        }
         Ok(self)
     }
 
@@ -181,130 +194,125 @@ impl RegionCells {
         Ok(())
     }
 
-    /// The un-normalised vector of the cell at row `y`, column `x` of the first stage's map.
-    fn cell(&self, maps: &[&[f32]], y: usize, x: usize, out: &mut [f32]) {
-        let mut rest = out;
-        for ((stage, resize), map) in self.stages.iter().zip(&self.resize).zip(maps) {
-            let (width, channels) = (stage.dims()[1], stage.dims()[2]);
-            let (out, tail) = rest.split_at_mut(channels);
-            rest = tail;
-            let at =
-                |row: usize, column: usize| &map[(row * width + column) * channels..][..channels];
-            let Some(resize) = resize else {
-                out.copy_from_slice(at(y, x));
-                continue;
-            };
-            let (row, column) = (resize.rows[y], resize.columns[x]);
-            let upper = (at(row.first, column.first), at(row.first, column.second));
-            let lower = (at(row.second, column.first), at(row.second, column.second));
-            let weights = [
-                (1.0 - row.weight) * (1.0 - column.weight),
-                (1.0 - row.weight) * column.weight,
-                row.weight * (1.0 - column.weight),
-                row.weight * column.weight,
-            ];
-            let sources = upper.0.iter().zip(upper.1).zip(lower.0.iter().zip(lower.1));
-            for (out, ((&a, &b), (&c, &d))) in out.iter_mut().zip(sources) {
-                *out = weights[0] * a + weights[1] * b + weights[2] * c + weights[3] * d;
-            }
+    /// The cells of one region.
+    fn region(&self, region: usize) -> Region {
+        let top = self.window.top + region / self.grid * self.cell_rows;
+        let left = self.window.left + region % self.grid * self.cell_columns;
+        Region {
+            rows: top..top + self.cell_rows,
+            columns: left..left + self.cell_columns,
         }
     }
 
-    /// The mean of the map's cells that make the window's cell at row `y`, column `x`.
-    fn pooled_cell(
-        &self,
-        maps: &[&[f32]],
-        y: usize,
-        x: usize,
-        out: &mut [f32],
-        single: &mut [f32],
-    ) {
-        let pool = self.window.pool;
-        if pool == 1 {
-            return self.cell(maps, y, x, out);
-        }
-        out.fill(0.0);
-        let share = 1.0 / (pool * pool) as f32;
-        for part in 0..pool * pool {
-            self.cell(maps, y * pool + part / pool, x * pool + part % pool, single);
-            reduce::add_scaled(out, share, single);
-        }
-    }
-
-    /// Fills `cells` (`[cells_per_region, channels]`) with the centred cells of a region, `inverse` with their
-    /// 1/standard deviations and `scores` with `query·ĉ`.
-    fn region(&self, maps: &[&[f32]], region: usize, query: &[f32], work: &mut Workspace) {
-        let (top, left) = (
-            region / self.grid * self.cell_rows,
-            region % self.grid * self.cell_columns,
-        );
-        let (top, left) = (self.window.top + top, self.window.left + left);
-        for (j, cell) in work.cells.chunks_exact_mut(self.channels).enumerate() {
-            self.pooled_cell(
-                maps,
-                top + j / self.cell_columns,
-                left + j % self.cell_columns,
-                cell,
-                &mut work.single,
-            );
-            let mean = reduce::sum(cell) / self.channels as f32;
-            cell.iter_mut().for_each(|value| *value -= mean);
-            let variance = reduce::dot(cell, cell) / self.channels as f32;
-            let inverse = 1.0 / (variance + LAYER_NORM_EPS).sqrt();
-            work.inverse[j] = inverse;
-            work.scores[j] = reduce::dot(query, cell) * inverse;
-        }
-    }
-
-    fn workspace(&self) -> Workspace {
-        let cells = self.cells_per_region();
-        Workspace {
-            cells: vec![0.0; cells * self.channels],
-            inverse: vec![0.0; cells],
-            scores: vec![0.0; cells],
-            single: vec![
-                0.0;
-                if self.window.pool > 1 {
-                    self.channels
-                } else {
-                    0
-                }
-            ],
-        }
-    }
-
-    /// Runs `f(region, its query, workspace with its cells and attention weights, its piece of out)` for all regions.
+    /// Runs `f(region, its cells and attention weights, its piece of out)` for all regions.
     fn for_each_region(
         &self,
         query: &[f32],
         constant: &[f32],
         out: &mut [f32],
-        f: impl Fn(usize, &mut Workspace, &mut [f32]) + Sync,
+        f: impl Fn(usize, &mut Attended, &mut [f32]) + Sync,
     ) -> Result<()> {
         let hosts: Vec<Host> = self.stages.iter().map(Host::new).collect();
         let maps = hosts
             .iter()
             .map(|host| host.values(NAME))
             .collect::<Result<Vec<_>>>()?;
-        let maps: Vec<&[f32]> = maps.iter().map(AsRef::as_ref).collect();
+        let mut stages = Vec::with_capacity(maps.len());
+        for ((map, tensor), (rows, columns)) in maps.iter().zip(&self.stages).zip(&self.axes) {
+            let (height, width, channels) = tensor.dims3()?;
+            stages.push(Stage {
+                map,
+                height,
+                width,
+                channels,
+                rows,
+                columns,
+            });
+        }
+        let window = Region {
+            rows: self.window.top..self.window.top + self.window.rows,
+            columns: self.window.left..self.window.left + self.window.columns,
+        };
+        let pyramid = Pyramid::new(&stages, window);
+        let cells = self.cells_per_region();
         let piece = out.len() / self.regions();
         out.par_chunks_exact_mut(piece).enumerate().for_each_init(
-            || self.workspace(),
-            |work, (region, out)| {
-                self.region(
-                    &maps,
-                    region,
-                    &query[region * self.channels..][..self.channels],
-                    work,
-                );
-                work.scores
-                    .iter_mut()
-                    .for_each(|score| *score = finite(*score + constant[region]));
-                softmax(&mut work.scores);
-                f(region, work, out);
+            || Attended::new(&pyramid, cells),
+            |attended, (region, out)| {
+                attended.look_at(self.region(region));
+                let query = &query[region * self.channels..][..self.channels];
+                attended.attend(query, constant[region]);
+                f(region, attended, out);
             },
         );
         Ok(())
+    }
+}
+
+/// The normalised cells `ĉ = (c − mean)·inverse` of a region, and how much attention each gets.
+struct Attended<'a> {
+    pyramid: &'a Pyramid<'a>,
+    region: Region,
+    means: Vec<f32>,
+    inverses: Vec<f32>,
+    weights: Vec<f32>,
+    /// Products with a vector, and factors of a weighted sum.
+    room: Vec<f32>,
+}
+
+impl<'a> Attended<'a> {
+    fn new(pyramid: &'a Pyramid<'a>, cells: usize) -> Self {
+        Self {
+            pyramid,
+            region: Region {
+                rows: 0..0,
+                columns: 0..0,
+            },
+            means: vec![0.0; cells],
+            inverses: vec![0.0; cells],
+            weights: vec![0.0; cells],
+            room: vec![0.0; cells],
+        }
+    }
+
+    fn look_at(&mut self, region: Region) {
+        self.pyramid
+            .moments(&region, &mut self.means, &mut self.inverses);
+        for value in &mut self.inverses {
+            *value = 1.0 / (*value + LAYER_NORM_EPS).sqrt();
+        }
+        self.region = region;
+    }
+
+    /// Products of `vector` with each normalised cell.
+    fn products(&mut self, vector: &[f32]) -> &[f32] {
+        self.pyramid.products(&self.region, vector, &mut self.room);
+        let sum = reduce::sum(vector);
+        let moments = self.means.iter().zip(&self.inverses);
+        for (product, (mean, inverse)) in self.room.iter_mut().zip(moments) {
+            *product = (*product - mean * sum) * inverse;
+        }
+        &self.room
+    }
+
+    fn attend(&mut self, query: &[f32], constant: f32) {
+        self.products(query);
+        for (weight, score) in self.weights.iter_mut().zip(&self.room) {
+            *weight = finite(score + constant);
+        }
+        softmax(&mut self.weights);
+    }
+
+    /// `out = Σ factor(cell, its attention)·ĉ`.
+    fn sum(&mut self, factor: impl Fn(usize, f32) -> f32, out: &mut [f32]) {
+        let mut shift = 0.0;
+        for (cell, &weight) in self.weights.iter().enumerate() {
+            let factor = factor(cell, weight) * self.inverses[cell];
+            shift += factor * self.means[cell];
+            self.room[cell] = factor;
+        }
+        self.pyramid.weighted_sum(&self.region, &self.room, out);
+        out.iter_mut().for_each(|value| *value -= shift);
     }
 }
 
@@ -325,14 +333,6 @@ fn softmax(scores: &mut [f32]) {
         total += *score;
     }
     scores.iter_mut().for_each(|score| *score /= total);
-}
-
-struct Workspace {
-    cells: Vec<f32>,
-    inverse: Vec<f32>,
-    scores: Vec<f32>,
-    /// One cell before pooling; empty without pooling.
-    single: Vec<f32>,
 }
 
 const NAME: &str = "region attention";
@@ -366,8 +366,8 @@ pub fn region_attention_weights(
         &query.values(NAME)?,
         &constant.values(NAME)?,
         &mut out,
-        |_, work, out| {
-            out.copy_from_slice(&work.scores);
+        |_, attended, out| {
+            out.copy_from_slice(&attended.weights);
         },
     )?;
     host::tensor(out, (cells.regions(), cells.cells_per_region()))
@@ -446,15 +446,8 @@ impl CustomOp2 for RegionAttention {
         let cells = &self.0;
         let (query, constant) = (host::values(s1, l1, NAME)?, host::values(s2, l2, NAME)?);
         let mut out = vec![0.0; cells.regions() * cells.channels];
-        cells.for_each_region(&query, &constant, &mut out, |_, work, out| {
-            for ((cell, &weight), &inverse) in work
-                .cells
-                .chunks_exact(cells.channels)
-                .zip(&work.scores)
-                .zip(&work.inverse)
-            {
-                reduce::add_scaled(out, weight * inverse, cell);
-            }
+        cells.for_each_region(&query, &constant, &mut out, |_, attended, out| {
+            attended.sum(|_, weight| weight, out);
         })?;
         Ok((CpuStorage::F32(out), l1.shape().clone()))
     }
@@ -476,20 +469,13 @@ impl CustomOp2 for RegionAttention {
                 &query_values,
                 &constant_values,
                 &mut d_query,
-                |region, work, d_query| {
+                |region, attended, d_query| {
                     let range = region * cells.channels..(region + 1) * cells.channels;
                     let (grad, result) = (&grad[range.clone()], &result[range]);
                     // Σ_j a_j (grad·ĉ_j) = grad·out
                     let mean = reduce::dot(grad, result);
-                    for ((cell, &weight), &inverse) in work
-                        .cells
-                        .chunks_exact(cells.channels)
-                        .zip(&work.scores)
-                        .zip(&work.inverse)
-                    {
-                        let d_score = weight * (reduce::dot(grad, cell) * inverse - mean);
-                        reduce::add_scaled(d_query, d_score * inverse, cell);
-                    }
+                    let products = attended.products(grad).to_vec();
+                    attended.sum(|cell, weight| weight * (products[cell] - mean), d_query);
                 },
             )?;
             Some(host::tensor(d_query, query.shape())?)

@@ -1,10 +1,10 @@
 //! CLIP ViT (Hugging Face `CLIPVisionModel`), up to the hidden state the model uses (spec: model §3.1).
 
 use candle_core::Tensor;
-use mgm_nn::{WeightSource, ops};
+use mgm_nn::{Activation, WeightSource, ops};
 
-use super::vit::{Block, BlockNames, MlpActivation, patch_rows};
 use super::{LowResTower, Pause};
+use super::vit::{Block, BlockNames, patch_rows};
 use crate::check::stored_depth;
 use crate::error::{Error, Result};
 
@@ -73,7 +73,7 @@ impl ClipTower {
                     width,
                     heads,
                     EPS,
-                    MlpActivation::QuickGelu,
+                    Activation::QuickGelu,
                 )
             })
             .collect::<Result<Vec<_>>>()?;

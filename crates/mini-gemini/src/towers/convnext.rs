@@ -1,8 +1,8 @@
 //! OpenCLIP ConvNeXt trunk: the outputs of its four stages (spec: model §4), channels last throughout.
 
 use candle_core::Tensor;
-use mgm_nn::ops::{self, DepthwiseParams};
-use mgm_nn::{Bias, Linear, WeightSource};
+use mgm_nn::ops::{self, DepthwiseParams, NormSpec};
+use mgm_nn::{Activation, Bias, Linear, WeightSource};
 
 use super::{HighResTower, Pause};
 use crate::check::stored_depth;
@@ -100,10 +100,22 @@ impl Block {
             Some(&self.depthwise_bias),
             &params,
         )?;
-        let rows = convolved.reshape((height * width, channels))?;
-        let inner = ops::gelu_erf(&self.fc1.forward(&self.norm.forward(&rows, eps)?)?)?;
-        let fed = self.fc2.forward(&inner)?.broadcast_mul(&self.gamma)?;
-        Ok((map + fed.reshape((height, width, channels))?)?)
+        let rows = (height * width, channels);
+        let norm = NormSpec {
+            gamma: &self.norm.gamma,
+            beta: &self.norm.beta,
+            eps,
+        };
+        let sum = ops::residual_mlp(
+            &convolved.reshape(rows)?,
+            &norm,
+            &self.fc1,
+            Activation::GeluErf,
+            &self.fc2,
+            Some(&self.gamma),
+            &map.reshape(rows)?,
+        )?;
+        Ok(sum.reshape((height, width, channels))?)
     }
 }
 
@@ -212,7 +224,8 @@ impl HighResTower for ConvNextTower {
                 pause()?;
                 map = block.forward(&map, self.eps)?;
             }
-            outputs.push(map.permute((2, 0, 1))?.contiguous()?);
+            // A view: who reads the cells wants their channels side by side, as they are.
+            outputs.push(map.permute((2, 0, 1))?);
         }
         Ok(outputs)
     }

@@ -1,10 +1,10 @@
 //! DINOv2-layout ViT (Hugging Face `Dinov2Model` names): the residual stream after the stored blocks, standardised per channel.
 
 use candle_core::{Device, Tensor};
-use mgm_nn::{WeightSource, ops};
+use mgm_nn::{Activation, WeightSource, ops};
 
-use super::vit::{Block, BlockNames, MlpActivation, patch_rows};
 use super::{LowResTower, Pause, Standardisation, renormalise};
+use super::vit::{Block, BlockNames, patch_rows};
 use crate::check::stored_depth;
 use crate::error::{Error, Result};
 
@@ -68,7 +68,7 @@ impl Dinov2Tower {
                 width,
                 heads,
                 EPS,
-                MlpActivation::GeluErf,
+                Activation::GeluErf,
             )?);
         }
         Ok(Self {

@@ -1,17 +1,10 @@
 //! The pre-norm transformer block that CLIP and DINOv2 share.
 
 use candle_core::Tensor;
-use mgm_nn::ops::{self, AttentionSpec};
-use mgm_nn::{Bias, Linear, WeightSource};
+use mgm_nn::ops::{self, AttentionSpec, NormSpec};
+use mgm_nn::{Activation, Bias, Linear, WeightSource};
 
 use crate::error::{Error, Result};
-
-/// Activation between the two MLP layers.
-#[derive(Clone, Copy)]
-pub(super) enum MlpActivation {
-    QuickGelu,
-    GeluErf,
-}
 
 /// Where a tower keeps the parts of a block.
 pub(super) struct BlockNames {
@@ -52,7 +45,7 @@ pub(super) struct Block {
     scale2: Option<Tensor>,
     heads: usize,
     eps: f64,
-    activation: MlpActivation,
+    activation: Activation,
 }
 
 impl Block {
@@ -62,7 +55,7 @@ impl Block {
         width: usize,
         heads: usize,
         eps: f64,
-        activation: MlpActivation,
+        activation: Activation,
     ) -> Result<Self> {
         let inner = match weights.shape("mlp.fc1.weight").as_deref() {
             Some([inner, _]) => *inner,
@@ -113,14 +106,22 @@ impl Block {
         let attended = ops::attention(&query, &key, &value, &spec)?.reshape((rows, width))?;
         let attended = scaled(self.output.forward(&attended)?, self.scale1.as_ref())?;
         let hidden = (input + attended)?;
-        let normed = ops::layer_norm(&hidden, &self.norm2.gamma, &self.norm2.beta, self.eps)?;
-        let inner = self.fc1.forward(&normed)?;
-        let inner = match self.activation {
-            MlpActivation::QuickGelu => ops::quick_gelu(&inner)?,
-            MlpActivation::GeluErf => ops::gelu_erf(&inner)?,
+        let norm = NormSpec {
+            gamma: &self.norm2.gamma,
+            beta: &self.norm2.beta,
+            eps: self.eps,
         };
-        let fed = scaled(self.fc2.forward(&inner)?, self.scale2.as_ref())?;
-        Ok((hidden + fed)?)
+        let (fc1, fc2) = (&self.fc1, &self.fc2);
+        let scale = self.scale2.as_ref();
+        Ok(ops::residual_mlp(
+            &hidden,
+            &norm,
+            fc1,
+            self.activation,
+            fc2,
+            scale,
+            &hidden,
+        )?)
     }
 }
 

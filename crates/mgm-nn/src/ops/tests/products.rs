@@ -185,3 +185,67 @@ fn the_fused_head_equals_head_and_cross_entropy() {
     let expected = reference(&hidden).unwrap().to_scalar::<f32>().unwrap();
     assert!((untracked - expected).abs() < 1e-5);
 }
+
+#[test]
+fn the_fused_perceptron_is_its_layers() {
+    use mgm_kernels::gemm::{Activation, WeightType};
+
+    use crate::{FrozenWeight, Linear};
+
+    let (rows, c, inner) = (600, 24, 96);
+    let flat = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    let layer = |output: usize, input: usize, seed| {
+        let weight = flat(&random(&[output, input], seed));
+        let weight = FrozenWeight::pack(output, input, &weight, WeightType::F32);
+        Linear::frozen(weight, Some(flat(&random(&[output], seed + 1)))).unwrap()
+    };
+    let (first, second) = (layer(inner, c, 50), layer(c, inner, 52));
+    let (gamma, beta, scale) = (random(&[c], 54), random(&[c], 55), random(&[c], 56));
+    let (x, residual) = (random(&[rows, c], 57), random(&[rows, c], 58));
+    let norm = NormSpec {
+        gamma: &gamma,
+        beta: &beta,
+        eps: 1e-5,
+    };
+    let run = |x: &Tensor, scale: Option<&Tensor>| {
+        residual_mlp(
+            x,
+            &norm,
+            &first,
+            Activation::GeluErf,
+            &second,
+            scale,
+            &residual,
+        )
+        .unwrap()
+    };
+    for scale in [Some(&scale), None] {
+        let fused = run(&x, scale);
+        // On the tape it goes layer by layer, with a gradient.
+        let variable = candle_core::Var::from_tensor(&x).unwrap();
+        let layers = run(variable.as_tensor(), scale);
+        assert!(layers.track_op() && !fused.track_op());
+        assert_close("fused perceptron", &fused, &layers, 1e-5);
+        let grads = layers.sum_all().unwrap().backward().unwrap();
+        assert!(grads.get(&variable).is_some());
+    }
+    let short = random(&[c - 1], 59);
+    let wrong = NormSpec {
+        gamma: &short,
+        ..norm
+    };
+    let error = residual_mlp(
+        &x,
+        &wrong,
+        &first,
+        Activation::Silu,
+        &second,
+        None,
+        &residual,
+    );
+    let error = error.unwrap_err().to_string();
+    assert!(
+        error.contains("gamma has shape [23], expected [24]"),
+        "{error}"
+    );
+}

@@ -1,0 +1,141 @@
+//! The perceptron of a block with its norm, scale and residual, as one operation where nothing of it learns.
+
+use candle_core::{Result, Tensor};
+use mgm_kernels::gemm::{Activation, PackedWeight};
+use mgm_kernels::mlp;
+
+use super::{activation, layer_norm};
+use crate::Linear;
+use crate::host::{self, Host};
+
+/// Scale `gamma [c]`, shift `beta [c]` and epsilon of a LayerNorm.
+#[derive(Clone, Copy, Debug)]
+pub struct NormSpec<'a> {
+    /// Scale.
+    pub gamma: &'a Tensor,
+    /// Shift.
+    pub beta: &'a Tensor,
+    /// Added to the variance.
+    pub eps: f64,
+}
+
+/// `residual + scale ⊙ second(f(first(norm(x))))` over rows `[rows, c]`; `scale` is `[c]`.
+///
+/// On the CPU, with packed frozen weights and inputs that are not on the gradient tape, the rows go through all of it at once; otherwise layer
+/// by layer, with gradients.
+pub fn residual_mlp(
+    x: &Tensor,
+    norm: &NormSpec,
+    first: &Linear,
+    activation_kind: Activation,
+    second: &Linear,
+    scale: Option<&Tensor>,
+    residual: &Tensor,
+) -> Result<Tensor> {
+    let constants = [
+        Some(x),
+        Some(norm.gamma),
+        Some(norm.beta),
+        scale,
+        Some(residual),
+    ];
+    let constant = constants
+        .into_iter()
+        .flatten()
+        .all(|tensor| tensor.device().is_cpu() && !tensor.track_op());
+    if let (true, Some(first), Some(second)) =
+        (constant, first.plain_packed(), second.plain_packed())
+    {
+        let operation = ResidualMlp {
+            gamma: norm.gamma,
+            beta: norm.beta,
+            eps: norm.eps as f32,
+            first,
+            activation: activation_kind,
+            second,
+            scale,
+        };
+        return operation.apply(x, residual);
+    }
+    let hidden = first.forward(&layer_norm(x, norm.gamma, norm.beta, norm.eps)?)?;
+    let result = second.forward(&activation(&hidden, activation_kind)?)?;
+    let result = match scale {
+        Some(scale) => result.broadcast_mul(scale)?,
+        None => result,
+    };
+    residual + result
+}
+
+/// A packed matrix and its bias.
+type Packed<'a> = (&'a PackedWeight, Option<&'a [f32]>);
+
+struct ResidualMlp<'a> {
+    gamma: &'a Tensor,
+    beta: &'a Tensor,
+    eps: f32,
+    first: Packed<'a>,
+    activation: Activation,
+    second: Packed<'a>,
+    scale: Option<&'a Tensor>,
+}
+
+impl ResidualMlp<'_> {
+    fn apply(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
+        const NAME: &str = "residual MLP";
+        let (rows, c) = x.dims2()?;
+        let channels = [c];
+        let shapes = [
+            ("residual", residual.dims(), &[rows, c][..]),
+            ("gamma", self.gamma.dims(), &channels),
+            ("beta", self.beta.dims(), &channels),
+            (
+                "scale",
+                self.scale.map_or(&channels[..], Tensor::dims),
+                &channels,
+            ),
+        ];
+        for (what, found, expected) in shapes {
+            if found != expected {
+                candle_core::bail!("{NAME}: {what} has shape {found:?}, expected {expected:?}");
+            }
+        }
+        let (first, first_bias) = self.first;
+        let (second, second_bias) = self.second;
+        if (first.k(), second.n(), second.k()) != (c, c, first.n()) {
+            candle_core::bail!(
+                "{NAME}: rows of {c}, weights [{}, {}] and [{}, {}]",
+                first.n(),
+                first.k(),
+                second.n(),
+                second.k()
+            );
+        }
+        let (x, residual) = (Host::new(x), Host::new(residual));
+        let (gamma, beta) = (Host::new(self.gamma), Host::new(self.beta));
+        let scale = self.scale.map(Host::new);
+        let (gamma, beta) = (gamma.values(NAME)?, beta.values(NAME)?);
+        let scale = scale.as_ref().map(|scale| scale.values(NAME)).transpose()?;
+        let weights = mlp::Mlp {
+            norm: Some(mlp::LayerNorm {
+                gamma: &gamma,
+                beta: &beta,
+                eps: self.eps,
+            }),
+            first,
+            first_bias,
+            activation: self.activation,
+            second,
+            second_bias,
+            scale: scale.as_deref(),
+        };
+        let mut out = vec![0.0; rows * c];
+        mlp::mlp(
+            rows,
+            &x.values(NAME)?,
+            &weights,
+            &residual.values(NAME)?,
+            &mut out,
+        );
+        host::tensor(out, (rows, c))
+    }
+}
