@@ -146,12 +146,12 @@ impl Bench<'_> {
         let size = format!("{}×{}", picture.width, picture.height);
         if self.wants(Stage::DecodePicture) {
             self.cell(format!("decode picture {size}"), None, None, || {
-                timed(|| Ok(drop(mgm_image::decode(bytes, &Limits::default())?)))
+                timed(|| mgm_image::decode(bytes, &Limits::default()))
             })?;
         }
         if self.wants(Stage::Preprocess) {
             self.cell(format!("preprocess {size}"), None, None, || {
-                timed(|| Ok(drop(mgm_image::prepare(picture, preprocess)?)))
+                timed(|| mgm_image::prepare(picture, preprocess))
             })?;
         }
         let visual_stages = [Stage::LowRes, Stage::HighRes, Stage::Mining];
@@ -167,21 +167,21 @@ impl Bench<'_> {
                 views => format!("{name}, {views} views"),
             };
             self.cell(name, Some(work), None, || {
-                timed(|| Ok(drop(vision.low_res_features(&prepared, &mut || Ok(()))?)))
+                timed(|| vision.low_res_features(&prepared, &mut || Ok(())))
             })?;
         }
         if self.wants(Stage::HighRes) {
             let work = self.counter.high_res();
             let name = format!("high-res tower {}", preprocess.high_res_size);
             self.cell(name, Some(work), None, || {
-                timed(|| Ok(drop(vision.high_res_features(&prepared, &mut || Ok(()))?)))
+                timed(|| vision.high_res_features(&prepared, &mut || Ok(())))
             })?;
         }
         if self.wants(Stage::Mining) {
             let work = self.counter.mining();
             let features = vision.tower_features(&prepared)?;
             self.cell("mining + projector".into(), Some(work), None, || {
-                timed(|| Ok(drop(vision.visual_tokens(&features)?)))
+                timed(|| vision.visual_tokens(&features))
             })?;
         }
         Ok(())
@@ -238,7 +238,7 @@ impl Bench<'_> {
                     caches.iter_mut().map(|cache| (cache, 1)).collect();
                 let embedded = decoder.embed(&next)?;
                 let hidden = decoder.hidden(&embedded, &mut Context::Cached(&mut rows))?;
-                Ok(drop(decoder.logits(&hidden)?))
+                decoder.logits(&hidden)
             });
             for cache in &mut caches {
                 cache.truncate(context);

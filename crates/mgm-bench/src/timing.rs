@@ -4,6 +4,8 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use crate::error::Error;
+
 /// Runs are added until this much time is measured, so that short stages are not judged by a handful of runs.
 const LEAST_TIME: Duration = Duration::from_millis(300);
 /// And no more than this many.
@@ -72,10 +74,15 @@ pub(crate) fn measure<E>(
 }
 
 /// The time that `work` takes.
-pub(crate) fn timed<E>(work: impl FnOnce() -> Result<(), E>) -> Result<Duration, E> {
+pub(crate) fn timed<T, E>(work: impl FnOnce() -> Result<T, E>) -> Result<Duration, Error>
+where
+    Error: From<E>,
+{
     let started = Instant::now();
-    work()?;
-    Ok(started.elapsed())
+    let made = work()?;
+    let time = started.elapsed();
+    drop(made);
+    Ok(time)
 }
 
 #[cfg(test)]

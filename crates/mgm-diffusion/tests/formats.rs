@@ -134,10 +134,7 @@ fn a_single_file_is_the_same_model() {
     let storage = PainterStorage::all(WeightStorage::F32);
     let mut wrong = Painter::open(&file, &options, storage).unwrap();
     let error = wrong.encode("a", None).unwrap_err().to_string();
-    assert!(
-        error.contains("has shape [24], expected [768]"),
-        "{error}"
-    );
+    assert!(error.contains("has shape [24], expected [768]"), "{error}");
     // Configurations beside it, and tokenisers too.
     for part in ["unet", "vae", "text_encoder", "text_encoder_2"] {
         let beside = folder.path().join("tiny").join(part);

@@ -119,8 +119,8 @@ fn check_mixes(model: &Arc<MiniGemini>, kinds: usize, mixes: usize, seed: u64) {
             );
         }
         let batch = engine.metrics().batch;
-        let rows = batch.bounds.iter().zip(&batch.counts);
-        let met = rows.filter(|(_, count)| **count > 0).last();
+        let mut rows = batch.bounds.iter().zip(&batch.counts);
+        let met = rows.rfind(|(_, count)| **count > 0);
         largest = largest.max(met.map_or(0, |(bound, _)| *bound as usize));
     }
     assert!(largest >= 4, "no more than {largest} answers ever met");

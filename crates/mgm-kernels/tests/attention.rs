@@ -377,6 +377,10 @@ impl Paged {
     }
 }
 
+fn slices(pages: &[Vec<f32>]) -> Vec<&[f32]> {
+    pages.iter().map(Vec::as_slice).collect()
+}
+
 /// Attention of several parts `(sequence, positions seen before, new rows)` in one call; the rows' queries are cut from `q`
 /// (`[positions, heads, head_dim]` of each sequence).
 fn paged(
@@ -386,18 +390,13 @@ fn paged(
 ) -> Vec<f32> {
     let shape = parts[0].0.shape;
     let width = shape.heads * shape.head_dim;
-    let slices: Vec<(Vec<&[f32]>, Vec<&[f32]>)> = parts
+    let stored: Vec<_> = parts
         .iter()
-        .map(|(sequence, ..)| {
-            (
-                sequence.keys.iter().map(Vec::as_slice).collect(),
-                sequence.values.iter().map(Vec::as_slice).collect(),
-            )
-        })
+        .map(|(sequence, ..)| (slices(&sequence.keys), slices(&sequence.values)))
         .collect();
     let sequences: Vec<PagedSequence> = parts
         .iter()
-        .zip(&slices)
+        .zip(&stored)
         .map(|((_, _, before, rows), (keys, values))| PagedSequence {
             keys,
             values,

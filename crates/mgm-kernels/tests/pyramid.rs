@@ -16,8 +16,11 @@ fn values(count: usize, seed: u64) -> Vec<f32> {
         .collect()
 }
 
+/// For each position, the positions and weights that it is a sum of.
+type Sources = Vec<Vec<(usize, f32)>>;
+
 /// Bilinear taps from `source` to `target` positions, averaged over `pool` of them.
-fn sources(source: usize, target: usize, pool: usize) -> Vec<Vec<(usize, f32)>> {
+fn sources(source: usize, target: usize, pool: usize) -> Sources {
     let share = 1.0 / pool as f32;
     let tap = |position: usize| {
         let at = ((position as f32 + 0.5) * source as f32 / target as f32 - 0.5).max(0.0);
@@ -36,7 +39,7 @@ fn sources(source: usize, target: usize, pool: usize) -> Vec<Vec<(usize, f32)>> 
 
 struct Case {
     maps: Vec<(usize, usize, Vec<f32>)>,
-    sources: Vec<(Vec<Vec<(usize, f32)>>, Vec<Vec<(usize, f32)>>)>,
+    sources: Vec<(Sources, Sources)>,
     axes: Vec<(Axis, Axis)>,
 }
 

@@ -129,7 +129,7 @@ pub(crate) fn sampled(mut request: Request, seed: u64) -> Request {
 pub(crate) struct Done {
     pub(crate) text: String,
     /// Ids and, where asked for, the bits of their log probabilities.
-    pub(crate) tokens: Vec<(u32, Option<u32>)>,
+    pub(crate) tokens: Vec<Chosen>,
     pub(crate) reason: FinishReason,
     pub(crate) stop: Option<String>,
     pub(crate) usage: Usage,
@@ -138,14 +138,17 @@ pub(crate) struct Done {
 
 impl Done {
     /// What must not depend on who else was there.
-    pub(crate) fn content(&self) -> (&str, &[(u32, Option<u32>)], FinishReason) {
+    pub(crate) fn content(&self) -> (&str, &[Chosen], FinishReason) {
         (&self.text, &self.tokens, self.reason)
     }
 }
 
+/// A token's id and the bits of its log probability.
+type Chosen = (u32, Option<u32>);
+
 /// Everything that happened to a request, its choices in order.
 pub(crate) fn collect(events: impl Iterator<Item = EngineEvent>) -> Result<Vec<Done>, String> {
-    let mut texts: Vec<(String, Vec<(u32, Option<u32>)>)> = Vec::new();
+    let mut texts: Vec<(String, Vec<Chosen>)> = Vec::new();
     let mut done: Vec<Option<Done>> = Vec::new();
     for event in events {
         match event {

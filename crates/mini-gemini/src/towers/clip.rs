@@ -3,8 +3,8 @@
 use candle_core::Tensor;
 use mgm_nn::{Activation, WeightSource, ops};
 
-use super::{LowResTower, Pause};
 use super::vit::{Block, BlockNames, patch_rows};
+use super::{LowResTower, Pause};
 use crate::check::stored_depth;
 use crate::error::{Error, Result};
 
