@@ -353,7 +353,7 @@ mod tests {
             [
                 "decode picture 600×400",
                 "preprocess 600×400",
-                "low-res tower 224",
+                "low-res tower 112",
                 "high-res tower 256",
                 "mining + projector",
                 "prefill 8",

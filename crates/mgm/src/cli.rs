@@ -199,7 +199,7 @@ pub(crate) struct ChatArgs {
     pub(crate) generate: bool,
 
     /// With --gen, where to write the picture; later ones of a conversation get a number [default: generate.png]
-    #[arg(short, long = "output", value_name = "FILE.png", value_hint = ValueHint::FilePath, help_heading = "Painting")]
+    #[arg(short = 'o', long = "output", value_name = "FILE.png", value_hint = ValueHint::FilePath, help_heading = "Painting")]
     pub(crate) painter_output: Option<PathBuf>,
 
     /// With --gen, the Stable Diffusion XL model that paints: a folder, a downloaded model's name, or a checkpoint file

@@ -36,7 +36,7 @@ fn a_table_json_and_a_comparison() {
     let table = mgm(&quick(&["--json", file])).ok();
     for line in [
         "this machine at most",
-        "low-res tower 224",
+        "low-res tower 112",
         "decode 2 after 4",
         "first token",
     ] {

@@ -430,7 +430,7 @@ mod tests {
             seed: Some(11),
             ..GenerateOptions::default()
         };
-        let (mut choices, ..) = answer(&options, 60_000, true);
+        let (mut choices, ..) = answer(&options, 240_000, true);
         choices.retain(|choice| choice.drafted.is_some());
         let kept = |choice: &&Choice| choice.drafted == Some(choice.chosen);
         let accepted = choices.iter().filter(kept).count();
