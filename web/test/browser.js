@@ -5,10 +5,14 @@ import { existsSync, mkdirSync, readFileSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { after, before } from 'node:test';
 import { fileURLToPath } from 'node:url';
+import { isDeepStrictEqual } from 'node:util';
 import { chromium } from 'playwright-core';
 
 const AXE = readFileSync(createRequire(import.meta.url).resolve('axe-core/axe.min.js'), 'utf8');
 const BROWSERS = [process.env.CHROMIUM, '/usr/bin/chromium', '/usr/bin/chromium-browser', '/usr/bin/google-chrome'];
+
+/** How long something may take that should happen at once, in milliseconds. */
+const PATIENCE = 30_000;
 
 const EXAMPLES = fileURLToPath(new URL('../../examples/', import.meta.url));
 export const CAT = `${EXAMPLES}cat.jpg`;
@@ -53,7 +57,8 @@ export async function visit(t, url, options = {}) {
     await context.close();
     assert.deepEqual(problems, []);
   });
-  context.setDefaultTimeout(10_000);
+  // Machines that test are slow and do other things too.
+  context.setDefaultTimeout(60_000);
   const problems = [];
   const watch = (page) => {
     page.on('pageerror', (error) => problems.push(`threw: ${error.message}`));
@@ -86,7 +91,7 @@ export async function answered(page, count) {
   await page.waitForFunction(
     (expected) => document.querySelectorAll('.message.assistant').length >= expected && !document.querySelector('.message.running') && !document.querySelector('.send.stop'),
     count,
-    { timeout: 60_000 },
+    { timeout: 180_000 },
   );
 }
 
@@ -155,11 +160,18 @@ export async function hand(page, type, list) {
   );
 }
 
-/** Waits until something outside the page holds. */
+/** Waits until something holds. */
 export async function until(holds) {
-  for (let at = 0; at < 100; at += 1) {
-    if (await holds()) return;
-    await new Promise((resolve) => setTimeout(resolve, 50));
+  const end = Date.now() + PATIENCE;
+  while (!(await holds())) {
+    if (Date.now() > end) throw new Error(`it did not happen within ${PATIENCE / 1000} seconds`);
+    await new Promise((resolve) => setTimeout(resolve, 20));
   }
-  throw new Error('it did not happen within five seconds');
+}
+
+/** Waits until `read` gives what is expected: much of what a click or a key does follows a moment later. */
+export async function becomes(read, expected) {
+  let last;
+  const same = async () => isDeepStrictEqual((last = await read()), expected);
+  await until(same).catch(() => assert.deepEqual(last, expected));
 }

@@ -6,10 +6,10 @@ import { spawn } from 'node:child_process';
 import { readFileSync } from 'node:fs';
 import { after, before, test } from 'node:test';
 import { fileURLToPath } from 'node:url';
-import { CAT, PHONE, accessible, alphas, answered, ask, files, fits, lastAnswer, shot, visit } from './browser.js';
+import { CAT, PHONE, accessible, alphas, answered, ask, becomes, files, fits, lastAnswer, shot, visit } from './browser.js';
 
 const MGM = process.env.MGM ?? fileURLToPath(new URL('../../target/release/mgm', import.meta.url));
-const START = 300_000;
+const START = 600_000;
 
 let server;
 before(async () => {
@@ -95,7 +95,7 @@ test('an example answers', async (t) => {
   assert.match(await lastAnswer(page), /coffee|espresso|cup/i);
 });
 
-test('a long answer streams and is stopped', { timeout: 300_000 }, async (t) => {
+test('a long answer streams and is stopped', { timeout: 900_000 }, async (t) => {
   const { page } = await visit(t, server.url);
   await page.locator('.model', { hasText: 'smol' }).waitFor();
   // Chance decides how long the model goes on; one of these does for long.
@@ -150,7 +150,7 @@ test('look inside draws what the model mined', async (t) => {
   await page.locator('.patches [role=gridcell]').first().focus();
   for (let at = 0; at < 4; at += 1) await page.keyboard.press('ArrowDown');
   for (let at = 0; at < 3; at += 1) await page.keyboard.press('ArrowRight');
-  assert.equal(await page.locator('.inside-patch h3').innerText(), 'Row 5, column 4');
+  await becomes(() => page.locator('.inside-patch h3').innerText(), 'Row 5, column 4');
   const alpha = await alphas(page, '.heat');
   assert.deepEqual([alpha.length, alpha[0].length], [rows * cellRows, columns * cellColumns]);
   const mined = weights[4 * columns + 3];
@@ -202,7 +202,7 @@ test('a server that asks for a key, and one that went away', { timeout: START },
 
 for (const colorScheme of ['light', 'dark']) {
   for (const [size, options] of [['desktop', {}], ['phone', PHONE]]) {
-    test(`accessible: ${colorScheme}, ${size}`, { timeout: 120_000 }, async (t) => {
+    test(`accessible: ${colorScheme}, ${size}`, { timeout: 600_000 }, async (t) => {
       const { page } = await visit(t, server.url, { ...options, colorScheme, reducedMotion: 'reduce' });
       await page.locator('.model', { hasText: 'smol' }).waitFor();
       const state = async (name) => {

@@ -3,7 +3,7 @@
 import assert from 'node:assert/strict';
 import { readFileSync } from 'node:fs';
 import { after, test } from 'node:test';
-import { CAT, COFFEE, answered, ask, files, hand, lastAnswer, pictureParts, until, visit } from '../browser.js';
+import { CAT, COFFEE, answered, ask, becomes, files, hand, lastAnswer, pictureParts, until, visit } from '../browser.js';
 import { startMock } from '../mock.js';
 
 const server = await startMock();
@@ -77,7 +77,7 @@ test('an answer goes on while another conversation is read', async (t) => {
   await page.press('#question', 'Enter');
   await page.locator('.prose', { hasText: 'word2' }).waitFor();
   await page.click('#new');
-  assert.equal(await page.locator('.conversations .busy').count(), 1);
+  await becomes(() => page.locator('.conversations .busy').count(), 1);
   await ask(page, 'Something else');
   assert.equal(await lastAnswer(page), 'You said: Something else');
   await page.click('.conversations a >> text=forever');
@@ -91,15 +91,15 @@ test('pictures are chosen, dropped, pasted, removed; wrong ones are refused in w
   await files(page).setInputFiles([CAT, COFFEE]);
   await page.locator('.attachments img').nth(1).waitFor();
   await page.click('[aria-label="Remove picture 1, cat.jpg"]');
-  assert.equal(await page.locator('.attachments img').count(), 1);
+  await becomes(() => page.locator('.attachments img').count(), 1);
 
   await hand(page, 'paste', [['pasted.jpg', 'image/jpeg', CAT]]);
   await page.locator('.attachments img').nth(1).waitFor();
   await hand(page, 'dragenter', [['a.jpg', 'image/jpeg', CAT]]);
-  assert.ok(await page.locator('#drop').isVisible());
+  await page.locator('#drop').waitFor();
   await hand(page, 'drop', [['dropped.jpg', 'image/jpeg', COFFEE]]);
   await page.locator('.attachments img').nth(2).waitFor();
-  assert.ok(!(await page.locator('#drop').isVisible()));
+  await page.locator('#drop').waitFor({ state: 'hidden' });
 
   await hand(page, 'drop', [['notes.txt', 'text/plain', CAT]]);
   await page.locator('.composer-note', { hasText: '\u201cnotes.txt\u201d is not a picture.' }).waitFor();
@@ -153,7 +153,7 @@ test('questions are edited, answers repeated, and every version stays', async (t
   const field = page.locator('.editing textarea');
   assert.equal(await field.inputValue(), 'First?');
   await field.press('Escape');
-  assert.equal(await page.locator('.editing').count(), 0);
+  await becomes(() => page.locator('.editing').count(), 0);
   await page.focus('#question');
   await page.press('#question', 'ArrowUp');
   await field.fill('Second?');
@@ -164,10 +164,10 @@ test('questions are edited, answers repeated, and every version stays', async (t
   assert.equal(await page.locator('.message').count(), 2);
   assert.equal(await page.locator('.message.user .versions span').innerText(), '2 / 2');
   await page.click('.message.user [aria-label="Earlier version"]');
-  assert.equal(await page.locator('.bubble').innerText(), 'First?');
-  assert.equal(await page.evaluate(() => document.activeElement.getAttribute('aria-label')), 'Later version');
+  await becomes(() => page.locator('.bubble').innerText(), 'First?');
+  await becomes(() => page.evaluate(() => document.activeElement.getAttribute('aria-label')), 'Later version');
   await page.keyboard.press('Enter');
-  assert.equal(await page.locator('.bubble').innerText(), 'Second?');
+  await becomes(() => page.locator('.bubble').innerText(), 'Second?');
 
   // An edit that is sent while another answer runs stops that one.
   await page.click('[aria-label="Edit and ask again"]');
@@ -197,7 +197,7 @@ test('parameters are sent when they are set and right', async (t) => {
   await page.fill('#parameter-temperature', '0,7');
   await page.fill('#parameter-seed', '42');
   await page.fill('#parameter-max_tokens', 'many');
-  assert.equal(await page.getAttribute('#parameter-max_tokens', 'aria-invalid'), 'true');
+  await becomes(() => page.getAttribute('#parameter-max_tokens', 'aria-invalid'), 'true');
   assert.equal(await page.locator('#parameter-max_tokens-hint').innerText(), 'Please enter a whole number from 1 to 1,000,000.');
   await page.fill('#system', 'Be brief.');
   await page.keyboard.press('Escape');
@@ -220,7 +220,7 @@ test('a model that draws', async (t) => {
   const { page } = await visit(t, own.url);
   await page.locator('.model', { hasText: 'smol' }).waitFor();
   await page.click('text=Draw');
-  assert.equal(await page.getAttribute('.toggle', 'aria-pressed'), 'true');
+  await becomes(() => page.getAttribute('.toggle', 'aria-pressed'), 'true');
   await ask(page, 'paint a square');
   assert.deepEqual(own.requests.at(-1).modalities, ['text', 'image']);
   await page.waitForFunction(() => document.querySelector('.assistant .picture img')?.naturalWidth === 8);

@@ -3,7 +3,7 @@
 import assert from 'node:assert/strict';
 import { readFileSync } from 'node:fs';
 import { after, test } from 'node:test';
-import { CAT, ask, files, lastAnswer, visit } from '../browser.js';
+import { CAT, ask, becomes, files, lastAnswer, visit } from '../browser.js';
 import { startMock } from '../mock.js';
 
 const server = await startMock();
@@ -16,33 +16,33 @@ test('conversations are found, renamed, deleted, and brought back', async (t) =>
     await ask(page, question);
   }
   const titles = () => page.locator('.conversations a').allInnerTexts();
-  assert.deepEqual(await titles(), ['About pears', 'About apples']);
+  await becomes(titles, ['About pears', 'About apples']);
   await page.fill('#search', 'apples said');
-  assert.deepEqual(await titles(), ['About apples']);
+  await becomes(titles, ['About apples']);
   await page.fill('#search', 'plums');
-  assert.deepEqual(await titles(), []);
+  await becomes(titles, []);
   await page.fill('#search', '');
 
   await page.click('[aria-label="Rename \u201cAbout pears\u201d"]');
   await page.keyboard.type('Fruit');
   await page.keyboard.press('Enter');
-  assert.deepEqual(await titles(), ['Fruit', 'About apples']);
-  assert.equal(await page.locator('h1').innerText(), 'Fruit');
+  await becomes(titles, ['Fruit', 'About apples']);
+  await becomes(() => page.locator('h1').innerText(), 'Fruit');
 
   await page.click('[aria-label="Delete \u201cFruit\u201d"]');
-  assert.deepEqual(await titles(), ['About apples']);
-  assert.equal(await page.evaluate(() => document.activeElement.innerText), 'Undo');
+  await becomes(titles, ['About apples']);
+  await becomes(() => page.evaluate(() => document.activeElement.innerText), 'Undo');
   await page.keyboard.press('Enter');
-  assert.deepEqual(await titles(), ['Fruit', 'About apples']);
-  assert.equal(await page.locator('h1').innerText(), 'Fruit');
+  await becomes(titles, ['Fruit', 'About apples']);
+  await becomes(() => page.locator('h1').innerText(), 'Fruit');
 
   await page.click('[aria-label="Delete \u201cFruit\u201d"]');
   await page.keyboard.press('Tab');
   await page.keyboard.press('Enter');
-  assert.equal(await page.evaluate(() => document.activeElement.innerText), 'About apples');
+  await becomes(() => page.evaluate(() => document.activeElement.innerText), 'About apples');
   await page.reload();
   await page.locator('.conversations a').first().waitFor();
-  assert.deepEqual(await titles(), ['About apples']);
+  await becomes(titles, ['About apples']);
 });
 
 test('another tab hears of changes', async (t) => {

@@ -2,7 +2,7 @@
 
 import assert from 'node:assert/strict';
 import { after, test } from 'node:test';
-import { accessible, alphas, answered, visit } from '../browser.js';
+import { accessible, alphas, answered, becomes, until, visit } from '../browser.js';
 import { startMock } from '../mock.js';
 
 const server = await startMock();
@@ -22,24 +22,24 @@ test('look inside: the cells of the chosen patch, with the mouse and with the ke
 
   const grid = await page.locator('.patches').boundingBox();
   await page.mouse.click(grid.x + (grid.width * 2.5) / 8, grid.y + (grid.height * 3.5) / 8);
-  assert.equal(await title(), 'Row 4, column 3');
-  assert.ok(await holds(region(3, 2)));
+  await becomes(title, 'Row 4, column 3');
+  await until(() => holds(region(3, 2)));
   await page.mouse.move(grid.x + (grid.width * 5.5) / 8, grid.y + (grid.height * 3.5) / 8);
-  assert.equal(await title(), 'Row 4, column 6');
-  assert.ok(await holds(region(3, 5)));
+  await becomes(title, 'Row 4, column 6');
+  await until(() => holds(region(3, 5)));
   await page.mouse.move(2, 2);
-  assert.equal(await title(), 'Row 4, column 3');
+  await becomes(title, 'Row 4, column 3');
 
   await page.keyboard.press('ArrowRight');
   await page.keyboard.press('ArrowDown');
-  assert.equal(await title(), 'Row 5, column 4');
-  assert.ok(await holds(region(4, 3)));
+  await becomes(title, 'Row 5, column 4');
+  await until(() => holds(region(4, 3)));
   const focused = await page.evaluate(() => document.activeElement.getAttribute('aria-label'));
   assert.match(focused, /^Row 5, column 4: strongest cell row \d of 4, column \d of 4, \d/);
   await page.keyboard.press('Control+End');
-  assert.equal(await title(), 'Row 8, column 8');
+  await becomes(title, 'Row 8, column 8');
   await page.keyboard.press('Home');
-  assert.equal(await title(), 'Row 8, column 1');
+  await becomes(title, 'Row 8, column 1');
 
   // The numbers are the shares that the server gave, in percent.
   const shares = (await page.locator('.lens-cells td').allInnerTexts()).map(Number);
@@ -49,10 +49,10 @@ test('look inside: the cells of the chosen patch, with the mouse and with the ke
   assert.equal(Math.round(Number(strongest)), Math.max(...shares));
 
   await page.click('text=All patches');
-  assert.ok(await holds((alpha) => alpha > 0));
+  await until(() => holds((alpha) => alpha > 0));
   await page.keyboard.press('Escape');
-  assert.equal(await page.locator('dialog').count(), 0);
-  assert.match(await page.evaluate(() => document.activeElement.className), /picture/);
+  await becomes(() => page.locator('dialog').count(), 0);
+  await becomes(() => page.evaluate(() => document.activeElement.className), 'picture');
 });
 
 test('look inside a model that looks at crops: every view lies over its part of the picture', async (t) => {

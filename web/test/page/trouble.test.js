@@ -2,7 +2,7 @@
 
 import assert from 'node:assert/strict';
 import { after, test } from 'node:test';
-import { ask, lastAnswer, visit } from '../browser.js';
+import { ask, becomes, lastAnswer, visit } from '../browser.js';
 import { startMock } from '../mock.js';
 
 const server = await startMock();
@@ -64,7 +64,7 @@ test('a page that starts before its server says so and goes on by itself', async
   const { page } = await visit(t, own.url);
   await page.locator('.trouble', { hasText: 'The model is still being loaded.' }).waitFor();
   await page.locator('.trouble').waitFor({ state: 'hidden' });
-  assert.equal(await page.locator('.model').innerText(), 'smol');
+  await page.locator('.model', { hasText: 'smol' }).waitFor();
 });
 
 test('a server with a key asks for it', async (t) => {
@@ -74,7 +74,7 @@ test('a server with a key asks for it', async (t) => {
   await page.locator('.trouble', { hasText: 'This server asks for an API key.' }).waitFor();
   await ask(page, 'Hello');
   await page.locator('.failure .button.primary').click();
-  assert.equal(await page.evaluate(() => document.activeElement.id), 'api-key');
+  await becomes(() => page.evaluate(() => document.activeElement.id), 'api-key');
   await page.keyboard.type('wrong');
   await page.keyboard.press('Enter');
   await page.locator('.toast', { hasText: 'does not accept' }).waitFor();
