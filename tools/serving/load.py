@@ -173,7 +173,7 @@ def throughput(server, options):
     """Long answers of fixed length: sampled hot, so that the model does not end them early."""
     def round_of(clients, seed):
         rng = random.Random(seed)
-        requests = [body("Tell a very long story about: " + sentence(rng, 8), 96, temperature=2.5, top_k=4000, seed=seed * 100 + n)
+        requests = [body("Tell a very long story about: " + sentence(rng, 8), 96, temperature=2, top_k=4000, seed=seed * 100 + n)
                     for n in range(16)]
         started = time.perf_counter()
         answers = must(together([lambda request=request: server.stream(request) for request in requests], clients))
