@@ -233,7 +233,10 @@ def mixed(server, options):
 
 
 def picture(server, options):
-    pairs = []
+    def told(kind):
+        return [server.metric("mgm_time_to_first_token_seconds" + end, pictures=kind) for end in ("_sum", "_count")]
+
+    pairs, before = [], {kind: told(kind) for kind in ("new", "known")}
     for number in range(options.rounds + 1):
         part = picture_part(5000 + time.time_ns() % 10**9 + number)
         ask = lambda text: must([server.stream(body([part, {"type": "text", "text": text}], 8, temperature=0))])[0].first
@@ -242,10 +245,15 @@ def picture(server, options):
     first, second = (statistics.median(pair[side] for pair in pairs) for side in (0, 1))
     ratio = statistics.median(pair[1] / pair[0] for pair in pairs)
     hits = server.metric("mgm_vision_cache_hits_total")
+    means = {}
+    for kind, (seconds, count) in before.items():
+        seconds_now, count_now = told(kind)
+        means[kind] = (seconds_now - seconds) / (count_now - count)
     print("| question about a picture | time to first token (median) | ratio |\n|---|---|---|")
     print(f"| first | {1000 * first:.0f} ms | |\n| second | {1000 * second:.0f} ms | {ratio:.3f} |\n")
-    print(f"`/metrics` counts {hits:.0f} pictures that were known.\n")
-    return {"first": first, "second": second, "ratio": ratio}
+    print(f"`/metrics` counts {hits:.0f} pictures that were known; its mean time to first token: {1000 * means['new']:.0f} ms with a new picture, "
+          f"{1000 * means['known']:.0f} ms with a known one, ratio {means['known'] / means['new']:.3f}.\n")
+    return {"first": first, "second": second, "ratio": ratio, "metrics": means}
 
 
 def cut(server, options):

@@ -153,21 +153,31 @@ def main():
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def settled(proxy):
-    time.sleep(0.5)  # the log is written when a request ends
-    return proxy.upstreams()
+def settled(proxy, conversations):
+    """The replicas of these conversations: the log is written a moment after a request ends."""
+    deadline = time.monotonic() + 30
+    while True:
+        found = proxy.upstreams()
+        missing = [name for name in conversations if name not in found]
+        if not missing:
+            return found
+        assert time.monotonic() < deadline, f"the log has nothing of {missing[:5]}"
+        time.sleep(0.05)
 
 
 def spread_and_sticky(proxy, replicas):
     for number in range(24):
         outcome, _ = ask(proxy.port, f"spread-{number}", 2)
         assert outcome == ("done", 200), outcome
-    used = {tuple(tried) for name, tried in settled(proxy).items() if name.startswith("spread-")}
+    names = [f"spread-{number}" for number in range(24)]
+    found = settled(proxy, names)
+    used = {tuple(found[name]) for name in names}
     assert used == {(replica.port,) for replica in replicas}, used
     ports = set()
     for _ in range(6):
         ask(proxy.port, "one conversation", 2)
-        ports.add(tuple(settled(proxy)["one conversation"]))
+        time.sleep(0.2)  # the line of this request, not of the one before
+        ports.add(tuple(settled(proxy, ["one conversation"])["one conversation"]))
     assert len(ports) == 1, ports
     print("requests spread over both replicas, a conversation stays on one")
 
@@ -178,7 +188,8 @@ def killed(proxy, replicas):
     moment = time.monotonic()
     replicas[0].end(signal.SIGKILL)
     time.sleep(8)
-    log, upstreams = load.stop(), settled(proxy)
+    log = load.stop()
+    upstreams = settled(proxy, [entry[0] for entry in log])
     failed = [entry for entry in log if entry[3] != ("done", 200)]
     in_flight = [entry for entry in log if entry[1] < moment < entry[2]]
     for conversation, begun, ended, outcome, _ in failed:
@@ -195,12 +206,12 @@ def killed(proxy, replicas):
 
 def back_again(proxy, replicas):
     replicas[0].start()
-    deadline = time.monotonic() + 40
+    deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         number = time.monotonic_ns()
         outcome, _ = ask(proxy.port, f"back-{number}", 2)
         assert outcome == ("done", 200), outcome
-        if settled(proxy)[f"back-{number}"] == [replicas[0].port]:
+        if settled(proxy, [f"back-{number}"])[f"back-{number}"] == [replicas[0].port]:
             print("a replica that is back is used again")
             return
     raise AssertionError("the replica that is back got no request")
