@@ -1,7 +1,11 @@
 //! AMX bf16 microkernel: 2×2 tiles of 16×16, by inline assembly (the intrinsics are not stable).
 //!
-//! Palette 1 is architectural: eight tiles of 16 rows × 64 bytes. An `A` tile is 16 rows of 32 bf16 values read where the
-//! packed rows lie; a `B` tile is 16 pair rows of 16 columns, the left or right half of a panel (row stride 128 bytes).
+//! Palette 1 is architectural: eight tiles of 16 rows × 64 bytes. `A` tiles are packed one after the other, 16 rows of 32 bf16 values; a
+//! `B` tile is 16 pair rows of 16 columns, the left or right half of a panel (row stride 128 bytes).
+//!
+//! A product of tiles takes 16 cycles, four of them read four tiles. From the second-level cache these come more slowly than that, so the
+//! driver walks along k in blocks of which a panel's part stays in the first-level cache, and the rows, which pass by only once,
+//! are fetched ahead.
 
 use std::arch::asm;
 use std::arch::x86_64::__cpuid_count;
@@ -21,9 +25,29 @@ const PANEL_STRIDE: usize = 4 * PANEL;
 #[repr(C, align(64))]
 struct Scratch([f32; MAX_ROWS * PANEL]);
 
-/// Multiplies `tiles` tiles along k: rows at `a` (16) and `a + 16·lda` (16), panel at `b`; writes the scratch.
+/// Multiplies `tiles` pairs of tiles along k at `a` with the panel at `b`; writes 32 rows and 32 columns to `c`, rows at distance `ldc` values,
+/// or adds to them.
 type TileProduct =
-    unsafe fn(a: *const u8, lda: usize, b: *const u8, tiles: usize, scratch: &mut Scratch);
+    unsafe fn(a: *const u8, b: *const u8, tiles: usize, c: *mut f32, ldc: usize, add: bool);
+
+/// Fetches the rows' lines from byte `$from` to `$to` of the next pair of tiles but one.
+macro_rules! ahead {
+    (0, 512) => {
+        ahead!(@ "4096" "4160" "4224" "4288" "4352" "4416" "4480" "4544")
+    };
+    (512, 1024) => {
+        ahead!(@ "4608" "4672" "4736" "4800" "4864" "4928" "4992" "5056")
+    };
+    (1024, 1536) => {
+        ahead!(@ "5120" "5184" "5248" "5312" "5376" "5440" "5504" "5568")
+    };
+    (1536, 2048) => {
+        ahead!(@ "5632" "5696" "5760" "5824" "5888" "5952" "6016" "6080")
+    };
+    (@ $($at:literal)*) => {
+        concat!($("prefetcht0 [{a} + ", $at, "]\n"),*)
+    };
+}
 
 /// Tile configuration, 64 bytes as `ldtilecfg` reads them.
 #[repr(C, align(64))]
@@ -65,50 +89,61 @@ pub(crate) unsafe fn release() {
 }
 
 /// # Safety
-/// AMX is configured on this thread; `a` has 32 rows of `64·tiles` bytes at distance `lda`, `b` has `2048·tiles` bytes,
-/// `tiles >= 1`.
+/// AMX is configured on this thread; `a` and `b` have `2048·tiles` bytes, `tiles >= 1`; `c` has 32 rows of 32 values.
 unsafe fn hardware_product(
     a: *const u8,
-    lda: usize,
     b: *const u8,
     tiles: usize,
-    scratch: &mut Scratch,
+    c: *mut f32,
+    ldc: usize,
+    add: bool,
 ) {
-    let c = scratch.0.as_mut_ptr();
-    // SAFETY: reads the rows and the panel and writes the 4 KiB scratch, all in bounds by the contract above. All tile
-    // registers used are declared.
+    // SAFETY: reads rows and panel and writes `c`, all in bounds by the contract above; fetching ahead beyond the end of the rows is no
+    // access. All tile registers used are declared.
     unsafe {
         asm!(
+            "test {add}, {add}",
+            "jz 3f",
+            "tileloadd tmm0, [{c0} + {ldc}*1]",
+            "tileloadd tmm1, [{c0} + {ldc}*1 + 64]",
+            "tileloadd tmm2, [{c1} + {ldc}*1]",
+            "tileloadd tmm3, [{c1} + {ldc}*1 + 64]",
+            "jmp 2f",
+            "3:",
             "tilezero tmm0",
             "tilezero tmm1",
             "tilezero tmm2",
             "tilezero tmm3",
             "2:",
-            "tileloadd tmm4, [{a0} + {lda}*1]",
+            "tileloadd tmm4, [{a} + {line}*1]",
             "tileloadd tmm6, [{b} + {stride}*1]",
-            "tileloadd tmm7, [{b} + {stride}*1 + 64]",
-            "tileloadd tmm5, [{a1} + {lda}*1]",
             "tdpbf16ps tmm0, tmm4, tmm6",
+            ahead!(0, 512),
+            "tileloadd tmm7, [{b} + {stride}*1 + 64]",
             "tdpbf16ps tmm1, tmm4, tmm7",
+            ahead!(512, 1024),
+            "tileloadd tmm5, [{a} + {line}*1 + 1024]",
             "tdpbf16ps tmm2, tmm5, tmm6",
+            ahead!(1024, 1536),
             "tdpbf16ps tmm3, tmm5, tmm7",
-            "add {a0}, 64",
-            "add {a1}, 64",
+            ahead!(1536, 2048),
+            "add {a}, 2048",
             "add {b}, 2048",
             "dec {tiles}",
             "jnz 2b",
-            "tilestored [{c0} + {stride}*1], tmm0",
-            "tilestored [{c0} + {stride}*1 + 64], tmm1",
-            "tilestored [{c1} + {stride}*1], tmm2",
-            "tilestored [{c1} + {stride}*1 + 64], tmm3",
-            a0 = inout(reg) a => _,
-            a1 = inout(reg) a.wrapping_add(16 * lda) => _,
+            "tilestored [{c0} + {ldc}*1], tmm0",
+            "tilestored [{c0} + {ldc}*1 + 64], tmm1",
+            "tilestored [{c1} + {ldc}*1], tmm2",
+            "tilestored [{c1} + {ldc}*1 + 64], tmm3",
+            a = inout(reg) a => _,
             b = inout(reg) b => _,
             tiles = inout(reg) tiles => _,
-            lda = in(reg) lda,
+            add = in(reg) usize::from(add),
+            line = in(reg) 64usize,
             stride = in(reg) PANEL_STRIDE,
+            ldc = in(reg) 4 * ldc,
             c0 = in(reg) c,
-            c1 = in(reg) c.wrapping_add(16 * PANEL),
+            c1 = in(reg) c.wrapping_add(16 * ldc),
             out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
             out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
             options(nostack),
@@ -119,36 +154,40 @@ unsafe fn hardware_product(
 /// One block of up to 32 rows × 32 columns with a given tile product.
 ///
 /// # Safety
-/// See [`MicroArguments`]; 32 rows of `a` at distance `lda` are readable, and rows and panel are padded to whole tiles.
+/// See [`MicroArguments`].
 #[inline(always)]
 unsafe fn block(product: TileProduct, arguments: &MicroArguments) {
-    let mut scratch = Scratch([0.0; MAX_ROWS * PANEL]);
+    let MicroArguments { rows, columns, .. } = *arguments;
     let tiles = arguments.steps.div_ceil(TILE_PAIRS);
-    if tiles > 0 {
-        // SAFETY: passed on.
-        unsafe { product(arguments.a, arguments.lda, arguments.b, tiles, &mut scratch) };
+    let whole = rows == MAX_ROWS && columns == PANEL && tiles > 0;
+    let mut scratch = Scratch([0.0; MAX_ROWS * PANEL]);
+    if whole {
+        let (c, ldc) = (arguments.c, arguments.ldc);
+        // SAFETY: passed on; `c` has all rows and columns.
+        unsafe { product(arguments.a, arguments.b, tiles, c, ldc, arguments.add) };
+    } else if tiles > 0 {
+        let c = scratch.0.as_mut_ptr();
+        // SAFETY: passed on; the scratch has all rows and columns.
+        unsafe { product(arguments.a, arguments.b, tiles, c, PANEL, false) };
     }
-    for (i, sums) in scratch
-        .0
-        .chunks_exact(PANEL)
-        .take(arguments.rows)
-        .enumerate()
-    {
-        let sums = &sums[..arguments.columns];
+    if whole && arguments.bias.is_null() {
+        return;
+    }
+    for (i, sums) in scratch.0.chunks_exact(PANEL).take(rows).enumerate() {
+        let sums = &sums[..columns];
         // SAFETY: `c` has `columns` writable elements in each of `rows` rows, exclusive to this call; `bias` is null or
         // has `columns` elements.
         unsafe {
-            let c = std::slice::from_raw_parts_mut(
-                arguments.c.add(i * arguments.ldc),
-                arguments.columns,
-            );
-            if arguments.add {
+            let c = std::slice::from_raw_parts_mut(arguments.c.add(i * arguments.ldc), columns);
+            if whole {
+                // The product is there already.
+            } else if arguments.add {
                 c.iter_mut().zip(sums).for_each(|(c, &sum)| *c += sum);
             } else {
                 c.copy_from_slice(sums);
             }
             if !arguments.bias.is_null() {
-                let bias = std::slice::from_raw_parts(arguments.bias, arguments.columns);
+                let bias = std::slice::from_raw_parts(arguments.bias, columns);
                 c.iter_mut().zip(bias).for_each(|(c, &bias)| *c += bias);
             }
         }
@@ -226,8 +265,13 @@ fn self_test() -> bool {
     let bits = |value: f32| value.to_bits() >> 16;
     let mut rows = vec![0u32; MAX_ROWS * PAIRS];
     let mut panel = vec![0u32; PAIRS * PANEL];
-    for (i, pair) in rows.iter_mut().enumerate() {
-        *pair = bits(whole(2 * i)) | bits(whole(2 * i + 1)) << 16;
+    for i in 0..MAX_ROWS {
+        for p in 0..PAIRS {
+            let at = i * PAIRS + p;
+            let tile = p / TILE_PAIRS * 2 + i / 16;
+            rows[(tile * 16 + i % 16) * TILE_PAIRS + p % TILE_PAIRS] =
+                bits(whole(2 * at)) | bits(whole(2 * at + 1)) << 16;
+        }
     }
     for (i, pair) in panel.iter_mut().enumerate() {
         *pair = bits(whole(3 * i + 1)) | bits(whole(3 * i + 2)) << 16;
@@ -237,7 +281,6 @@ fn self_test() -> bool {
         steps: PAIRS,
         rows: MAX_ROWS,
         a: rows.as_ptr().cast(),
-        lda: PAIRS * 4,
         b: panel.as_ptr().cast(),
         ldb: PANEL,
         c: got.as_mut_ptr(),
@@ -303,36 +346,49 @@ mod tests {
 
     /// The assembly above, instruction by instruction, with the same addresses.
     unsafe fn emulated_product(
-        a: *const u8,
-        lda: usize,
-        b: *const u8,
+        mut a: *const u8,
+        mut b: *const u8,
         tiles: usize,
-        scratch: &mut Scratch,
+        c: *mut f32,
+        ldc: usize,
+        add: bool,
     ) {
+        let place = |tile: usize, row: usize| (tile / 2 * 16 + row) * ldc + tile % 2 * 16;
         let mut sums = [[[0.0f32; 16]; 16]; 4];
-        let (mut a0, mut a1, mut b) = (a, a.wrapping_add(16 * lda), b);
+        if add {
+            for (tile, sums) in sums.iter_mut().enumerate() {
+                for (row, values) in sums.iter_mut().enumerate() {
+                    // SAFETY: as the hardware.
+                    *values =
+                        unsafe { c.add(place(tile, row)).cast::<[f32; 16]>().read_unaligned() };
+                }
+            }
+        }
         for _ in 0..tiles {
             // SAFETY: as the hardware.
             let (t4, t6, t7, t5) = unsafe {
                 (
-                    load(a0, lda),
+                    load(a, 64),
                     load(b, PANEL_STRIDE),
                     load(b.add(64), PANEL_STRIDE),
-                    load(a1, lda),
+                    load(a.add(1024), 64),
                 )
             };
             multiply(&mut sums[0], &t4, &t6);
             multiply(&mut sums[1], &t4, &t7);
             multiply(&mut sums[2], &t5, &t6);
             multiply(&mut sums[3], &t5, &t7);
-            a0 = a0.wrapping_add(64);
-            a1 = a1.wrapping_add(64);
+            a = a.wrapping_add(2048);
             b = b.wrapping_add(2048);
         }
         for (tile, sums) in sums.iter().enumerate() {
             for (row, values) in sums.iter().enumerate() {
-                let start = (tile / 2 * 16 + row) * PANEL + tile % 2 * 16;
-                scratch.0[start..start + 16].copy_from_slice(values);
+                // SAFETY: as the hardware.
+                unsafe {
+                    c.add(place(tile, row))
+                        .cast::<[f32; 16]>()
+                        .write_unaligned(*values)
+                };
             }
         }
     }
@@ -348,7 +404,7 @@ mod tests {
     fn packing_and_tile_addresses_give_the_product() {
         let family = Family {
             kernels: &EMULATED,
-            format: RowFormat::Bf16Rows,
+            format: RowFormat::Bf16Tiles,
             tiles: false,
         };
         for (m, n, k) in [
@@ -358,6 +414,9 @@ mod tests {
             (32, 64, 64),
             (70, 50, 100),
             (33, 40, 2051),
+            (64, 32, 1024),
+            (70, 250, 1100),
+            (700, 65, 600),
         ] {
             // Small whole numbers: exact in bf16 and in any order of summation.
             let x: Vec<f32> = (0..m * k)
@@ -375,6 +434,28 @@ mod tests {
                 accumulate: true,
             };
             driver::product_with(Level::Portable, family, m, &x, &packed, &mut out, &epilogue);
+            // The same from panels that are made a part at a time.
+            let mut made = vec![1.0f32; m * n];
+            let row = |j: usize, first: usize, out: &mut [f32]| {
+                out.copy_from_slice(&w[j * k + first..][..out.len()]);
+            };
+            let rows = driver::Rows::Parts(&row);
+            driver::with_generated(Level::Portable, WeightType::Bf16, n, k, rows, |panels| {
+                driver::run(
+                    Level::Portable,
+                    family,
+                    m,
+                    n,
+                    k,
+                    &x,
+                    k,
+                    1,
+                    panels,
+                    &mut made,
+                    &epilogue,
+                );
+            });
+            assert_eq!(made, out, "{m}×{n}×{k} made");
             for i in 0..m {
                 for j in 0..n {
                     let sum: f32 = (0..k).map(|p| x[i * k + p] * w[j * k + p]).sum();

@@ -1,20 +1,17 @@
 //! Blocking, parallel tasks and epilogues around the microkernels.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use super::kernel::{self, Family, MicroArguments, RowFormat};
 use super::pack::{K_ALIGN, PANEL, PackedWeight, WeightType, fill_panel};
-use super::rows::{RowBlocks, pack_block, row_bytes, spare_rows};
+use super::rows::{RowBlocks, pack_block, row_bytes};
 use super::{Activation, Epilogue, skinny};
 use crate::buffer::with_scratch;
 use crate::level::{Level, has_avx512_bf16};
 use crate::quant::QuantWeight;
 use crate::shared::SharedSlice;
-
-/// Features of one block along k: 2048 bf16 values of a panel are 128 KiB, an eighth of a usual second-level cache.
-pub(super) const K_BLOCK: usize = 2048;
-/// Rows of one task; with a k block of packed rows it stays in the second-level cache.
-const TASK_ROWS: usize = 192;
 
 /// Up to this many rows a general product reads `b` where it lies.
 const DIRECT_ROWS: usize = 32;
@@ -30,13 +27,23 @@ pub(super) enum Panels<'a> {
         panel_stride: usize,
         ldb: usize,
     },
-    /// Panels of `bytes` bytes, with rows of `ldb` 4-byte units, that a task writes (panel index, bytes of the panel) before it
-    /// uses them.
+    /// Panels with rows of `ldb` 4-byte units that a task writes (panel index, features, bytes of that part of the panel) before it uses
+    /// them.
     Generated {
-        bytes: usize,
         ldb: usize,
-        write: &'a (dyn Fn(usize, &mut [u8]) + Sync),
+        /// Any part along k can be made on its own, not only the whole.
+        parts: bool,
+        write: &'a (dyn Fn(usize, Range<usize>, &mut [u8]) + Sync),
     },
+}
+
+/// Where generated panels get a weight's rows from.
+#[derive(Clone, Copy)]
+pub(super) enum Rows<'a> {
+    /// (row, all its values).
+    Whole(&'a (dyn Fn(usize, &mut [f32]) + Sync)),
+    /// (row, first feature, values from there on); the first feature is a multiple of a k block.
+    Parts(&'a (dyn Fn(usize, usize, &mut [f32]) + Sync)),
 }
 
 /// `out = epilogue(x·Wᵀ)`.
@@ -99,9 +106,9 @@ pub(crate) fn quantized(
     epilogue: &Epilogue,
 ) {
     let (n, k) = (w.n(), w.k());
-    let row = |j: usize, out: &mut [f32]| w.dequantize_row(j, out);
+    let row = |j: usize, first: usize, out: &mut [f32]| w.dequantize_part(j, first, out);
     let t = quantized_panel_type(level);
-    streamed(level, m, n, k, t, x, &row, out, epilogue);
+    generated(level, m, n, k, t, x, Rows::Parts(&row), out, epilogue);
 }
 
 /// The type of panels made from quantised blocks. Widening bf16 panels would only lose precision where there are no bf16 products.
@@ -125,7 +132,21 @@ pub(crate) fn streamed(
     out: &mut [f32],
     epilogue: &Epilogue,
 ) {
-    with_generated(level, t, n, k, row, |panels| {
+    generated(level, m, n, k, t, x, Rows::Whole(row), out, epilogue);
+}
+
+fn generated(
+    level: Level,
+    m: usize,
+    n: usize,
+    k: usize,
+    t: WeightType,
+    x: &[f32],
+    rows: Rows,
+    out: &mut [f32],
+    epilogue: &Epilogue,
+) {
+    with_generated(level, t, n, k, rows, |panels| {
         let family = kernel::family(level, t, m);
         run(level, family, m, n, k, x, k, 1, panels, out, epilogue);
     });
@@ -137,18 +158,31 @@ pub(super) fn with_generated(
     t: WeightType,
     n: usize,
     k: usize,
-    row: &(dyn Fn(usize, &mut [f32]) + Sync),
+    rows: Rows,
     use_panels: impl FnOnce(&Panels),
 ) {
-    let write = |panel: usize, bytes: &mut [u8]| {
+    let write = |panel: usize, features: Range<usize>, bytes: &mut [u8]| {
         let columns = PANEL.min(n - panel * PANEL);
-        fill_panel(level, t, k, columns, bytes, |column, out| {
-            row(panel * PANEL + column, out);
+        let count = features.len();
+        fill_panel(level, t, count, columns, bytes, |column, out| {
+            let index = panel * PANEL + column;
+            match rows {
+                Rows::Whole(row) => {
+                    debug_assert_eq!(count, k);
+                    row(index, out);
+                }
+                Rows::Parts(row) => row(index, features.start, out),
+            }
         });
+        let end = count.div_ceil(2) * 2;
+        if end < count.next_multiple_of(K_ALIGN) {
+            // Tiles read whole steps.
+            bytes[PANEL * end * t.bytes()..].fill(0);
+        }
     };
     use_panels(&Panels::Generated {
-        bytes: PANEL * k.next_multiple_of(K_ALIGN) * t.bytes(),
         ldb: t.panel_step(),
+        parts: matches!(rows, Rows::Parts(_)),
         write: &write,
     });
 }
@@ -243,7 +277,7 @@ pub(crate) fn general(
     );
 }
 
-fn run(
+pub(super) fn run(
     level: Level,
     family: Family,
     m: usize,
@@ -282,9 +316,9 @@ fn run(
         out.iter_mut().zip(&product).for_each(|(o, &p)| *o += p);
         return;
     }
-    let blocks = RowBlocks::new(m, family.kernels.len());
+    let blocks = RowBlocks::new(m, &family);
     let row_bytes = row_bytes(family.format, k);
-    let bytes = (m + spare_rows(family.format)) * row_bytes;
+    let bytes = blocks.packed_start(blocks.count()) * row_bytes;
     with_scratch(bytes, |scratch| {
         let packed = &mut scratch.cast_mut::<u8>()[..bytes];
         pack_rows(
@@ -350,7 +384,7 @@ pub(super) fn block_parts(
     let mut parts = Vec::with_capacity(blocks.count());
     for index in 0..blocks.count() {
         let rows = blocks.start(index + 1) - blocks.start(index);
-        let (part, after) = rest.split_at_mut(rows * row_bytes);
+        let (part, after) = rest.split_at_mut(blocks.packed_rows(index) * row_bytes);
         parts.push((index, rows, part));
         rest = after;
     }
@@ -374,15 +408,15 @@ pub(super) fn multiply(
     let (per_step, step_bytes) = match family.format {
         RowFormat::F32 => (1, 4),
         RowFormat::F32Pairs => (2, 8),
-        RowFormat::Bf16Pairs | RowFormat::Bf16Rows => (2, 4),
+        RowFormat::Bf16Pairs | RowFormat::Bf16Tiles => (2, 4),
     };
     let total_steps = k.div_ceil(per_step);
-    let block_steps = K_BLOCK / per_step;
+    let block_steps = family.k_block() / per_step;
     let k_blocks = total_steps.div_ceil(block_steps).max(1);
 
     let panel_count = n.div_ceil(PANEL);
     let task_rows = match panels {
-        Panels::Memory { .. } => TASK_ROWS,
+        Panels::Memory { .. } => family.task_rows(),
         Panels::Generated { .. } => GENERATED_TASK_ROWS,
     };
     let row_tasks = m.div_ceil(task_rows);
@@ -414,19 +448,14 @@ pub(super) fn multiply(
             for block in block_range.clone() {
                 let (start, end) = (blocks.start(block), blocks.start(block + 1));
                 let rows = end - start;
-                // Interleaved rows advance together along k; separate rows each on their own.
-                let together = if family.format == RowFormat::Bf16Rows {
-                    1
-                } else {
-                    rows
-                };
-                let a = packed[start * row_bytes + first * together * step_bytes..].as_ptr();
+                let place = blocks.packed_start(block) * row_bytes;
+                let step = blocks.packed_rows(block) * step_bytes;
+                let a = packed[place + first * step..].as_ptr();
                 let c = shared.pointer_at(start * n + column, (rows - 1) * n + columns);
                 let arguments = MicroArguments {
                     steps,
                     rows,
                     a,
-                    lda: row_bytes,
                     b,
                     ldb,
                     c,
@@ -454,24 +483,47 @@ pub(super) fn multiply(
                 panel_stride,
                 ldb,
             } => {
-                for k_block in 0..k_blocks {
-                    for panel in panel_range.clone() {
-                        let b =
-                            data[panel * panel_stride + k_block * block_steps * ldb * 4..].as_ptr();
-                        rectangle(k_block, panel, b, ldb);
+                for group in groups(panel_range, family.panel_group()) {
+                    for k_block in 0..k_blocks {
+                        for panel in group.clone() {
+                            let b = data[panel * panel_stride + k_block * block_steps * ldb * 4..]
+                                .as_ptr();
+                            rectangle(k_block, panel, b, ldb);
+                        }
                     }
                 }
             }
-            Panels::Generated { bytes, ldb, write } => with_scratch(bytes, |scratch| {
-                let buffer = &mut scratch.cast_mut::<u8>()[..bytes];
-                for panel in panel_range {
-                    write(panel, buffer);
-                    for k_block in 0..k_blocks {
-                        let b = buffer[k_block * block_steps * ldb * 4..].as_ptr();
-                        rectangle(k_block, panel, b, ldb);
+            Panels::Generated { ldb, parts, write } => {
+                // The part of a panel that is made and used at a time.
+                let features = match parts && family.format == RowFormat::Bf16Tiles {
+                    true => family.k_block().min(k),
+                    false => k,
+                };
+                let bytes = (features.next_multiple_of(K_ALIGN) / per_step) * ldb * 4;
+                with_scratch(bytes, |scratch| {
+                    let buffer = &mut scratch.cast_mut::<u8>()[..bytes];
+                    if features == k {
+                        for panel in panel_range {
+                            write(panel, 0..k, buffer);
+                            for k_block in 0..k_blocks {
+                                let b = buffer[k_block * block_steps * ldb * 4..].as_ptr();
+                                rectangle(k_block, panel, b, ldb);
+                            }
+                        }
+                        return;
                     }
-                }
-            }),
+                    for group in groups(panel_range, family.panel_group()) {
+                        for k_block in 0..k_blocks {
+                            let first = k_block * features;
+                            let part = first..(first + features).min(k);
+                            for panel in group.clone() {
+                                write(panel, part.clone(), buffer);
+                                rectangle(k_block, panel, buffer.as_ptr(), ldb);
+                            }
+                        }
+                    }
+                });
+            }
         }
     };
     let tasks = row_tasks * column_tasks;
@@ -480,6 +532,14 @@ pub(super) fn multiply(
     } else {
         (0..tasks).into_par_iter().for_each(task);
     }
+}
+
+/// A range in pieces of at most `most`.
+fn groups(range: Range<usize>, most: usize) -> impl Iterator<Item = Range<usize>> {
+    let end = range.end;
+    range
+        .step_by(most)
+        .map(move |start| start..end.min(start.saturating_add(most)))
 }
 
 /// Holds the AMX tile configuration of this thread while a task runs.

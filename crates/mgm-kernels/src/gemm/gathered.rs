@@ -3,9 +3,9 @@
 use rayon::prelude::*;
 
 use super::Epilogue;
-use super::driver::{Panels, block_parts, multiply, quantized_panel_type, with_generated};
+use super::driver::{Panels, Rows, block_parts, multiply, quantized_panel_type, with_generated};
 use super::kernel::{self, Family, RowFormat};
-use super::rows::{RowBlocks, pack_block, row_bytes, spare_rows};
+use super::rows::{RowBlocks, pack_block, row_bytes};
 use crate::buffer::with_scratch;
 use crate::conv::ConvWeight;
 use crate::level::Level;
@@ -41,8 +41,8 @@ pub(crate) fn product(
         }
         ConvWeight::Quantised(w) => {
             let t = quantized_panel_type(level);
-            let row = |j: usize, out: &mut [f32]| w.dequantize_row(j, out);
-            with_generated(level, t, n, k, &row, |panels| {
+            let row = |j: usize, first: usize, out: &mut [f32]| w.dequantize_part(j, first, out);
+            with_generated(level, t, n, k, Rows::Parts(&row), |panels| {
                 let family = kernel::family(level, t, m);
                 run_gathered(level, family, m, n, k, x, panels, out, epilogue);
             });
@@ -64,9 +64,9 @@ fn run_gathered(
     if m == 0 || n == 0 || k == 0 {
         return;
     }
-    let blocks = RowBlocks::new(m, family.kernels.len());
+    let blocks = RowBlocks::new(m, &family);
     let row_bytes = row_bytes(family.format, k);
-    let bytes = (m + spare_rows(family.format)) * row_bytes;
+    let bytes = blocks.packed_start(blocks.count()) * row_bytes;
     with_scratch(bytes, |scratch| {
         let packed = &mut scratch.cast_mut::<u8>()[..bytes];
         block_parts(blocks, row_bytes, packed)
@@ -94,7 +94,7 @@ fn pack_gathered(
     let value_bytes = match format {
         RowFormat::F32 | RowFormat::F32Pairs => 4,
         RowFormat::Bf16Pairs => 2,
-        RowFormat::Bf16Rows => 0,
+        RowFormat::Bf16Tiles => 0,
     };
     let by_segment = value_bytes > 0 && x.segment_len.is_multiple_of(2);
     let width = if by_segment { x.segment_len } else { k };

@@ -10,8 +10,8 @@ use crate::level::Level;
 ///
 /// Contract of every call:
 /// - `a` holds `steps` groups of interleaved row values: `f32 [rows]`, twice that for [`RowFormat::F32Pairs`], `bf16` pairs
-///   `[rows][2]` for [`RowFormat::Bf16Pairs`]; for [`RowFormat::Bf16Rows`] it is 32 readable rows at distance `lda` bytes
-///   with `steps` pairs each, rounded up to a multiple of 16 pairs, zero beyond `k`;
+///   `[rows][2]` for [`RowFormat::Bf16Pairs`]; for [`RowFormat::Bf16Tiles`] it is as many pairs of tiles as hold `steps` pairs of values,
+///   zero beyond `k`, each tile 16 rows of 16 pairs;
 /// - `b` holds `steps` rows of `ldb` 4-byte units; each row has at least `columns` readable ones. Packed bf16 panels have
 ///   32 pairs in every row, packed f16 panels 32 values;
 /// - `c` has `rows` rows at distance `ldc`, each with `columns` writable elements, exclusive to this call;
@@ -20,7 +20,6 @@ pub(crate) struct MicroArguments {
     pub(crate) steps: usize,
     pub(crate) rows: usize,
     pub(crate) a: *const u8,
-    pub(crate) lda: usize,
     pub(crate) b: *const u8,
     pub(crate) ldb: usize,
     pub(crate) c: *mut f32,
@@ -42,8 +41,9 @@ pub(crate) enum RowFormat {
     F32Pairs,
     /// bf16 pairs, one pair of each row per step.
     Bf16Pairs,
-    /// bf16, row after row, each padded with zeros to whole AMX tiles.
-    Bf16Rows,
+    /// bf16 in AMX tiles of 16 rows and 32 values, two for 32 rows and then the next two along k, padded with zeros to whole tiles: a
+    /// product reads them from first to last.
+    Bf16Tiles,
 }
 
 /// Microkernels for 1..=len rows and the row format that they read.
@@ -56,6 +56,33 @@ pub(crate) struct Family {
 }
 
 impl Family {
+    /// Features of one block along k.
+    pub(crate) fn k_block(&self) -> usize {
+        match self.format {
+            // 32 KiB of a panel stay in the first-level cache while the rows of a task pass by: from the second-level cache tiles come at a
+            // fraction of the rate at which they are multiplied.
+            RowFormat::Bf16Tiles => 512,
+            // 128 KiB of a bf16 panel are an eighth of a usual second-level cache.
+            _ => 2048,
+        }
+    }
+
+    /// Rows of one task; with a k block of packed rows it stays in the second-level cache.
+    pub(crate) fn task_rows(&self) -> usize {
+        match self.format {
+            RowFormat::Bf16Tiles => 640,
+            _ => 192,
+        }
+    }
+
+    /// Panels that go through all blocks along k before the next: their part of the result stays in the second-level cache.
+    pub(crate) fn panel_group(&self) -> usize {
+        match self.format {
+            RowFormat::Bf16Tiles => 6,
+            _ => usize::MAX,
+        }
+    }
+
     const fn new(kernels: &'static [MicroKernel], format: RowFormat) -> Self {
         Self {
             kernels,
@@ -78,7 +105,7 @@ pub(crate) fn family(level: Level, weight_type: WeightType, m: usize) -> Family 
             (Level::Amx, WeightType::Bf16) if m >= AMX_MIN_ROWS => {
                 return Family {
                     kernels: &amx::BF16,
-                    format: RowFormat::Bf16Rows,
+                    format: RowFormat::Bf16Tiles,
                     tiles: true,
                 };
             }

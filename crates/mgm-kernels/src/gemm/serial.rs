@@ -77,7 +77,7 @@ impl<'a> Left<'a> {
         packed: &'a mut [u8],
     ) -> Self {
         let family = kernel::family(level, WeightType::F32, m);
-        let blocks = RowBlocks::new(m, family.kernels.len());
+        let blocks = RowBlocks::new(m, &family);
         let row_bytes = row_bytes(family.format, k);
         let packed = &mut packed[..m * row_bytes];
         for block in 0..blocks.count() {
@@ -141,7 +141,6 @@ impl<'a> Left<'a> {
                     steps: k,
                     rows,
                     a: self.packed[a..].as_ptr(),
-                    lda: self.row_bytes,
                     b: b.data.as_ptr().wrapping_add(panel * b.panel_stride).cast(),
                     ldb: b.row_stride,
                     c: c[start * ldc + panel * PANEL..].as_mut_ptr(),
@@ -233,9 +232,9 @@ pub(crate) fn packed_product(
     let family = kernel::family(level, w.weight_type(), m);
     let per_step = match family.format {
         RowFormat::F32 => 1,
-        RowFormat::F32Pairs | RowFormat::Bf16Pairs | RowFormat::Bf16Rows => 2,
+        RowFormat::F32Pairs | RowFormat::Bf16Pairs | RowFormat::Bf16Tiles => 2,
     };
-    let blocks = RowBlocks::new(m, family.kernels.len());
+    let blocks = RowBlocks::new(m, &family);
     let row_bytes = row_bytes(family.format, k);
     let ldb = w.panel_step();
     with_scratch(m * row_bytes, |scratch| {
@@ -264,7 +263,6 @@ pub(crate) fn packed_product(
                     steps: k.div_ceil(per_step),
                     rows: end - start,
                     a: packed[start * row_bytes..].as_ptr(),
-                    lda: row_bytes,
                     b: b.as_ptr(),
                     ldb,
                     c: c[start * ldc + panel * PANEL..].as_mut_ptr(),

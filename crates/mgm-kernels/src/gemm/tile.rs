@@ -1,9 +1,9 @@
 //! Products of a tile of rows with a packed weight on one thread, for work that goes on with the result while it is in the caches.
 
-use super::driver::{K_BLOCK, Tiles};
+use super::driver::Tiles;
 use super::kernel::{self, MicroArguments, RowFormat};
 use super::pack::{PANEL, PackedWeight};
-use super::rows::{RowBlocks, pack_block, row_bytes, spare_rows};
+use super::rows::{RowBlocks, pack_block, row_bytes};
 use crate::buffer::with_scratch;
 use crate::level::Level;
 
@@ -35,23 +35,24 @@ pub(crate) fn product(
     }
     let family = kernel::family(level, w.weight_type(), rows);
     let _tiles = Tiles::configure(family.tiles);
-    let blocks = RowBlocks::new(rows, family.kernels.len());
+    let blocks = RowBlocks::new(rows, &family);
     let row_bytes = row_bytes(family.format, k);
     // Features per step, and bytes per row and step of the packed rows.
     let (per_step, step_bytes) = match family.format {
         RowFormat::F32 => (1, 4),
         RowFormat::F32Pairs => (2, 8),
-        RowFormat::Bf16Pairs | RowFormat::Bf16Rows => (2, 4),
+        RowFormat::Bf16Pairs | RowFormat::Bf16Tiles => (2, 4),
     };
     let total_steps = k.div_ceil(per_step);
-    let block_steps = K_BLOCK / per_step;
+    let block_steps = family.k_block() / per_step;
     let k_blocks = total_steps.div_ceil(block_steps).max(1);
-    let bytes = (rows + spare_rows(family.format)) * row_bytes;
+    let bytes = blocks.packed_start(blocks.count()) * row_bytes;
     with_scratch(bytes, |scratch| {
         let packed = &mut scratch.cast_mut::<u8>()[..bytes];
         for block in 0..blocks.count() {
             let (start, end) = (blocks.start(block), blocks.start(block + 1));
-            let part = &mut packed[start * row_bytes..end * row_bytes];
+            let place = blocks.packed_start(block)..blocks.packed_start(block + 1);
+            let part = &mut packed[place.start * row_bytes..place.end * row_bytes];
             let source = &x[start * k..];
             pack_block(level, family.format, end - start, k, source, k, 1, part);
         }
@@ -69,18 +70,13 @@ pub(crate) fn product(
                 };
                 for block in 0..blocks.count() {
                     let (start, end) = (blocks.start(block), blocks.start(block + 1));
-                    // Interleaved rows advance together along k; separate rows each on their own.
-                    let together = if family.format == RowFormat::Bf16Rows {
-                        1
-                    } else {
-                        end - start
-                    };
-                    let a = packed[start * row_bytes + first * together * step_bytes..].as_ptr();
+                    let place = blocks.packed_start(block) * row_bytes;
+                    let step = blocks.packed_rows(block) * step_bytes;
+                    let a = packed[place + first * step..].as_ptr();
                     let arguments = MicroArguments {
                         steps,
                         rows: end - start,
                         a,
-                        lda: row_bytes,
                         b,
                         ldb,
                         c: out[start * n + column..].as_mut_ptr(),

@@ -307,6 +307,17 @@ impl QuantWeight {
         blocks::dequantize(self.quant_type, self.row(i), out);
     }
 
+    /// Values of row `i` from feature `first` on, as many as `out` has; both ends lie between blocks.
+    pub(crate) fn dequantize_part(&self, i: usize, first: usize, out: &mut [f32]) {
+        let (values, bytes) = (self.quant_type.block_len(), self.quant_type.block_bytes());
+        assert!(
+            first.is_multiple_of(values) && out.len().is_multiple_of(values),
+            "QuantWeight::dequantize_part: not between blocks"
+        );
+        let part = &self.row(i)[first / values * bytes..][..out.len() / values * bytes];
+        blocks::dequantize(self.quant_type, part, out);
+    }
+
     /// The whole matrix as row-major `f32` `[n, k]`.
     pub fn dequantize_all(&self) -> Vec<f32> {
         let mut out = vec![0.0f32; self.n * self.k];
