@@ -40,7 +40,7 @@ pub enum ImageError {
         format: &'static str,
     },
     /// A supported format that uses a feature that is not decoded here.
-    #[error("unsupported {format} image: {feature}")]
+    #[error("unsupported {format} image: {}", one_line(feature))]
     Unsupported {
         /// The format's name.
         format: &'static str,
@@ -48,7 +48,7 @@ pub enum ImageError {
         feature: String,
     },
     /// The data end before the picture does.
-    #[error("truncated {format} image: {detail}")]
+    #[error("truncated {format} image: {}", one_line(detail))]
     Truncated {
         /// The format's name.
         format: &'static str,
@@ -56,7 +56,7 @@ pub enum ImageError {
         detail: String,
     },
     /// The picture cannot be written as the format wants it.
-    #[error("cannot write a {format} image: {detail}")]
+    #[error("cannot write a {format} image: {}", one_line(detail))]
     Encode {
         /// The format's name.
         format: &'static str,
@@ -64,7 +64,7 @@ pub enum ImageError {
         detail: String,
     },
     /// The data contradict the format.
-    #[error("corrupt {format} image: {detail}")]
+    #[error("corrupt {format} image: {}", one_line(detail))]
     Corrupt {
         /// The format's name.
         format: &'static str,
@@ -115,4 +115,13 @@ pub enum ImageError {
     /// A [`crate::PreprocessConfig`] that makes no sense.
     #[error("image preprocessing: {0}")]
     Config(String),
+}
+
+/// What a decoder says, in one line: some end theirs with a line break.
+fn one_line(text: &str) -> String {
+    let words = text.split(char::is_control).map(str::trim);
+    words
+        .filter(|words| !words.is_empty())
+        .collect::<Vec<_>>()
+        .join(" ")
 }

@@ -33,6 +33,16 @@ fn what_is_not_an_image_is_named() {
     assert!(message(b"\xff\xd8").starts_with("truncated JPEG image"));
 }
 
+/// Found by fuzzing: the decoder's own words end with a line break.
+#[test]
+fn words_of_a_decoder_are_one_line() {
+    let found = message(&read("found_marker_of_no_length.jpg"));
+    assert_eq!(
+        found,
+        "corrupt JPEG image: Found a marker with invalid length:0"
+    );
+}
+
 #[test]
 fn files_name_their_path() {
     let error = open("no/such/file.png", &Limits::default()).unwrap_err();
