@@ -4,8 +4,9 @@
 //!
 //! Every step is one pass of the decoder that advances all running answers by one token and reads up to
 //! [`EngineOptions::prefill_rows`](crate::EngineOptions::prefill_rows) further positions of prompts: the weights are read once for both.
-//! Prompts take turns, 64 positions at a time, so that a short prompt is not behind a long one for longer than a few steps, and no
-//! prompt, however long, holds up the answers of others by more than one step's rows.
+//! Half of the positions are the oldest prompt's, so that a long one does not wait the longer the more come after it; with the others
+//! prompts take turns, 64 positions at a time, so that a short prompt is not behind a long one for longer than a few steps. No prompt,
+//! however long, holds up the answers of others by more than one step's rows.
 //!
 //! # Memory
 //!
@@ -85,6 +86,11 @@ impl Reading {
     /// Positions known or read.
     pub(crate) fn read(&self) -> usize {
         self.cache.as_ref().map_or(0, KvCache::len)
+    }
+
+    /// Positions of the prompt that are left.
+    pub(crate) fn unread(&self) -> usize {
+        self.slots.len() - self.read()
     }
 }
 

@@ -54,31 +54,42 @@ impl Scheduler {
         }
     }
 
-    /// Which prompts get rows in this step.
+    /// Which prompts get rows in this step: half of them the prompt that came first, the others in turns. Short prompts are soon read, and
+    /// a long one is not read the slower the more come after it.
     fn plan(&mut self) -> Chunks {
         let mut left = self.shared.options.prefill_rows;
-        let mut chunks: Chunks = Vec::new();
-        for index in 0..self.readings.len() {
+        let mut rows = vec![0; self.readings.len()];
+        if let Some(first) = self.first() {
+            rows[first] = self.readings[first].unread().min(left.div_ceil(2));
+            left -= rows[first];
+        }
+        for index in 0..rows.len() {
             if left == 0 {
                 break;
             }
-            if self.begin(index) {
-                let reading = &self.readings[index];
-                let rows = (reading.slots.len() - reading.read())
-                    .min(QUANTUM)
-                    .min(left);
-                chunks.push((index, rows));
-                left -= rows;
+            if rows[index] == 0 && self.begin(index) {
+                rows[index] = self.readings[index].unread().min(QUANTUM).min(left);
+                left -= rows[index];
             }
         }
         // What nobody else wants goes to those that have their turn.
-        for (index, rows) in &mut chunks {
-            let reading = &self.readings[*index];
-            let more = (reading.slots.len() - reading.read() - *rows).min(left);
-            *rows += more;
-            left -= more;
+        for (reading, rows) in self.readings.iter().zip(&mut rows) {
+            if *rows > 0 {
+                let more = (reading.unread() - *rows).min(left);
+                *rows += more;
+                left -= more;
+            }
         }
-        chunks
+        let chunks = rows.into_iter().enumerate();
+        chunks.filter(|(_, rows)| *rows > 0).collect()
+    }
+
+    /// Of the prompts that can be read now the one that was asked first.
+    fn first(&mut self) -> Option<usize> {
+        let submitted = |index: &usize| self.readings[*index].client.borrow().submitted;
+        let mut order: Vec<usize> = (0..self.readings.len()).collect();
+        order.sort_by_key(submitted);
+        order.into_iter().find(|index| self.begin(*index))
     }
 
     /// Whether a prompt can be read now: its pictures are known, and nobody is reading what it would read. Takes what is known already on
@@ -262,10 +273,12 @@ impl Scheduler {
                 Err(error) => failed.push((Rc::clone(&reading.client), error)),
             }
         }
-        let turned = chunks.len().saturating_sub(complete.len() + failed.len());
+        let mut had_rows = vec![false; self.readings.len()];
+        chunks.iter().for_each(|(index, _)| had_rows[*index] = true);
         // From the last, so that the places of the others stay what they are.
         let mut begun = Vec::new();
         for (index, logits) in complete.into_iter().rev() {
+            had_rows.remove(index);
             if let Some(reading) = self.readings.remove(index) {
                 begun.push((reading, logits));
             }
@@ -273,22 +286,18 @@ impl Scheduler {
         for (reading, logits) in begun.into_iter().rev() {
             self.begin_answers(reading, logits);
         }
-        self.turn(turned);
+        self.turn(&had_rows);
         failed
     }
 
     /// Prompts that had rows and are not complete stand behind the others.
-    fn turn(&mut self, count: usize) {
-        let mut moved = Vec::with_capacity(count);
-        let mut index = 0;
-        while moved.len() < count && index < self.readings.len() {
-            if self.readings[index].cache.is_some() {
-                moved.extend(self.readings.remove(index));
-            } else {
-                index += 1;
-            }
-        }
-        self.readings.extend(moved);
+    fn turn(&mut self, had_rows: &[bool]) {
+        let (moved, kept): (Vec<_>, Vec<_>) = std::mem::take(&mut self.readings)
+            .into_iter()
+            .zip(had_rows)
+            .partition(|(_, had_rows)| **had_rows);
+        let readings = kept.into_iter().chain(moved);
+        self.readings = readings.map(|(reading, _)| reading).collect();
     }
 
     /// A prompt is read: its answers begin, all from the same logits.

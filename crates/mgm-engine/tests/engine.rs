@@ -438,6 +438,18 @@ fn a_long_prompt_does_not_hold_up_answers_or_short_prompts() {
 }
 
 #[test]
+fn a_long_prompt_is_not_starved_by_those_that_come_after_it() {
+    let engine = start(small_steps());
+    // The first is long; twenty come behind it and are half as long.
+    let behind = (2..22).map(|seed| go_on(seed, 320, 2));
+    let requests = std::iter::once(go_on(1, 640, 2)).chain(behind).collect();
+    let events = log(&engine, requests);
+    let first = place(&events, 0, IS_TOKEN);
+    let earlier = events[..first].iter().filter(|(_, event)| IS_TOKEN(event));
+    assert_eq!(earlier.count(), 0, "tokens of those behind it");
+}
+
+#[test]
 fn answers_go_on_while_a_picture_is_looked_at() {
     let engine = start(small_steps());
     let shown = engine.picture(&picture(90, 60, 4)).unwrap();
