@@ -147,8 +147,8 @@ fn no_text_is_no_failure() {
 fn the_model_is_told_what_was_read() {
     let question = "What does the text say?";
     let mut arguments = vec!["chat", "--json", "--max-new-tokens", "4", "--image"];
-    let (strip, cat) = (page("strip.png"), example("cat.jpg"));
-    arguments.extend([&strip, "--image", &cat, question]);
+    let (strip, rocket) = (page("strip.png"), example("rocket.jpg"));
+    arguments.extend([&strip, "--image", &rocket, question]);
     let tokens = |json: &serde_json::Value| json["tokens"]["prompt"].as_u64().unwrap();
     let plain: serde_json::Value = serde_json::from_str(&mgm(&arguments).ok()).unwrap();
     assert!(plain.get("ocr").is_none());
@@ -177,7 +177,7 @@ fn the_model_is_told_what_was_read() {
         "--image",
         &strip,
         "--image",
-        &cat,
+        &rocket,
         &asked,
     ]);
     let by_hand: serde_json::Value = serde_json::from_str(&by_hand.ok()).unwrap();
