@@ -63,13 +63,13 @@ impl Scheduler {
             rows[first] = self.readings[first].unread().min(left.div_ceil(2));
             left -= rows[first];
         }
-        for index in 0..rows.len() {
+        for (index, rows) in rows.iter_mut().enumerate() {
             if left == 0 {
                 break;
             }
-            if rows[index] == 0 && self.begin(index) {
-                rows[index] = self.readings[index].unread().min(QUANTUM).min(left);
-                left -= rows[index];
+            if *rows == 0 && self.begin(index) {
+                *rows = self.readings[index].unread().min(QUANTUM).min(left);
+                left -= *rows;
             }
         }
         // What nobody else wants goes to those that have their turn.
