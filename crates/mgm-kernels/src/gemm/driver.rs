@@ -19,6 +19,9 @@ const DIRECT_ROWS: usize = 32;
 /// Rows of one task when the panels are made inside it, which many rows must pay for.
 const GENERATED_TASK_ROWS: usize = 768;
 
+/// Writes a part of a panel: panel index, features, bytes.
+type WritePanel<'a> = dyn Fn(usize, Range<usize>, &mut [u8]) + Sync + 'a;
+
 /// `B` operand.
 pub(super) enum Panels<'a> {
     /// Panels in memory, `panel_stride` bytes apart, with rows of `ldb` 4-byte units.
@@ -33,7 +36,7 @@ pub(super) enum Panels<'a> {
         ldb: usize,
         /// Any part along k can be made on its own, not only the whole.
         parts: bool,
-        write: &'a (dyn Fn(usize, Range<usize>, &mut [u8]) + Sync),
+        write: &'a WritePanel<'a>,
     },
 }
 
