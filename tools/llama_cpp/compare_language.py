@@ -17,7 +17,8 @@ mean), share of equal best tokens. `as run` counts prompts whose greedy continua
 exact logits (same unit) of two tokens at which continuations part. `equal ids` counts texts that both tokenise alike.
 
 Needs numpy, safetensors, diskcache, jinja2, and cargo on the path. Ends with status 1 when ids differ, when exact twice differs
-by more than 1e-3 (Gemma: 1e-2), when ours is farther from exact than llama.cpp by more than a tenth, or when they part at two tokens that are not close.
+by more than 1e-3 (Gemma: 1e-2), when ours is farther from exact than llama.cpp by more than a half (both round alike, and the divergence of few prompts is
+noisy), or when they part at two tokens that are not close.
 """
 
 import argparse
@@ -189,7 +190,7 @@ def compare(arguments, binding, program, mgm, kind, folder, failures):
         failures.append(f"{kind}: exact twice parts at tokens {apart:.4f} apart")
     for way in ("at once", "one by one"):
         kl = [np.mean(distances[f"{who}, {way}"].kl) for who in ("ours", "llama.cpp")]
-        if kl[0] > 1.1 * kl[1] + 1e-7:
+        if kl[0] > 1.5 * kl[1] + 1e-7:
             failures.append(f"{kind}, {way}: KL {kl[0]:.2e}, llama.cpp's {kl[1]:.2e}")
     error = 2 * max(max(distance.largest) for distance in distances.values())
     if gap > error:
