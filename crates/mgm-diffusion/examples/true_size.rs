@@ -99,7 +99,7 @@ fn main() -> Outcome<()> {
     let mut seconds = Vec::new();
     for _ in 0..reps {
         let start = Instant::now();
-        let out = unet.forward(&latents, 500.0, &condition, 5.0)?;
+        let out = unet.forward(&latents, &[500.0], &condition, 5.0)?;
         seconds.push(start.elapsed().as_secs_f64());
         found.insert("unet".into(), out);
     }

@@ -26,6 +26,12 @@ impl Noise {
         mixed ^ (mixed >> 31)
     }
 
+    /// A whole number from 0 to below `end`, all alike likely; 0 if there is none.
+    pub fn below(&mut self, end: usize) -> usize {
+        // The upper half of the product of a uniform word and `end`.
+        ((u128::from(self.word()) * end as u128) >> 64) as usize
+    }
+
     /// The next value.
     pub fn value(&mut self) -> f32 {
         if let Some(spare) = self.spare.take() {
@@ -66,5 +72,13 @@ mod tests {
         assert!((moment(4) - 3.0).abs() < 0.15, "{}", moment(4));
         assert_eq!(Noise::new(7).values(3), values[..3]);
         assert_ne!(Noise::new(8).values(3), values[..3]);
+        let mut stream = Noise::new(9);
+        let mut counts = [0; 3];
+        (0..3000).for_each(|_| counts[stream.below(3)] += 1);
+        assert!(
+            counts.iter().all(|&c| (900..1100).contains(&c)),
+            "{counts:?}"
+        );
+        assert_eq!(stream.below(0), 0);
     }
 }

@@ -92,7 +92,7 @@ fn unet_of_even_and_odd_sizes() {
     let unet = UNet::load(&weights(Part::UNet), &files().unet).unwrap();
     for name in ["even", "odd"] {
         let (latents, condition) = unet_case(&expected, name);
-        let out = unet.forward(&latents, 701.0, &condition, 5.0).unwrap();
+        let out = unet.forward(&latents, &[701.0], &condition, 5.0).unwrap();
         assert_close(
             &format!("UNet, {name} size"),
             &out,
@@ -115,7 +115,7 @@ fn unet_with_other_storages() {
     ] {
         let weights = stored(files().open(Part::UNet).unwrap(), storage);
         let unet = UNet::load(&weights, &files().unet).unwrap();
-        let out = unet.forward(&latents, 701.0, &condition, 5.0).unwrap();
+        let out = unet.forward(&latents, &[701.0], &condition, 5.0).unwrap();
         assert_close(
             &format!("UNet, {storage:?}"),
             &out,

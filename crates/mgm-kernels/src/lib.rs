@@ -36,6 +36,7 @@ pub mod depthwise;
 pub mod elementwise;
 pub mod gemm;
 pub mod group_norm;
+pub mod group_norm_backward;
 pub mod level;
 pub mod low_rank;
 pub mod mapped;

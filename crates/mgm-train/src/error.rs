@@ -29,6 +29,9 @@ pub enum TrainError {
     /// The model cannot be loaded or refuses its input.
     #[error(transparent)]
     Model(#[from] mini_gemini::Error),
+    /// A model that paints cannot be loaded or refuses its input.
+    #[error(transparent)]
+    Painter(#[from] mgm_diffusion::Error),
     /// A tensor operation failed.
     #[error("tensor operation: {0}")]
     Tensor(#[from] candle_core::Error),

@@ -6,9 +6,11 @@
 //!
 //! let recipe = Recipe::from_file("recipes/smol-stage1.toml".as_ref())?;
 //! let outcome = Trainer::new(recipe)?.resume(ResumeFrom::Latest)?.run(&SilentProgress, &AtomicBool::new(false))?;
-//! println!("{} after {} steps: {}", outcome.status, outcome.step, outcome.adapter.display());
+//! println!("{} after {} steps: {}", outcome.status, outcome.step, outcome.result.display());
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
+//!
+//! [`PainterTrainer`] does the same for small models that paint.
 //!
 //! A run is a pure function of recipe, data and model: stopped anywhere (a full disk, Ctrl-C, a power cut) and resumed, it ends with the
 //! same bits in the same parameters as an uninterrupted one.
@@ -25,6 +27,7 @@ mod initial;
 mod loader;
 mod model;
 mod optimiser;
+mod painter;
 mod progress;
 mod recipe;
 mod schedule;
@@ -37,6 +40,7 @@ pub use collective::{Collective, SingleProcess};
 pub use error::TrainError;
 pub use gradients::Gradients;
 pub use optimiser::{AdamW, AdamWSettings, Moments, ParameterGroup};
+pub use painter::{AnyRecipe, PainterRecipe, PainterStage, PainterTrainer};
 pub use progress::{Outcome, Progress, ProgressSink, SilentProgress, Status};
 pub use recipe::{
     AspectMode, DataRecipe, Initialise, LoraRecipe, Recipe, SamplerKind, SaveType, Stage,

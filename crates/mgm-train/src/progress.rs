@@ -17,8 +17,10 @@ pub struct Progress {
     pub smoothed_loss: f32,
     /// Global gradient norm before clipping.
     pub gradient_norm: f32,
-    /// Positions (text and visual) per second, running mean.
-    pub tokens_per_second: f64,
+    /// What is learnt from per second, running mean, in `unit`s.
+    pub per_second: f64,
+    /// `tokens` (positions of text and pictures) or `pictures`.
+    pub unit: &'static str,
     /// Learning rate of the step, without multipliers.
     pub learning_rate: f64,
     /// Estimated time to the end.
@@ -73,8 +75,8 @@ pub struct Outcome {
     pub smoothed_loss: f32,
     /// Loss of every step since the start of training, resumed parts included.
     pub losses: Vec<f32>,
-    /// Trained tensors (of an interrupted run: as far as it came).
-    pub adapter: PathBuf,
+    /// What was trained: a file of tensors or a model's folder (of an interrupted run: as far as it came).
+    pub result: PathBuf,
     /// The newest checkpoint.
     pub checkpoint: PathBuf,
 }

@@ -234,6 +234,22 @@ mod defaults {
     }
 }
 
+/// Parses TOML; `name` stands for the file in messages, which name the line.
+pub(crate) fn parse_toml<T: serde::de::DeserializeOwned>(
+    text: &str,
+    name: &str,
+) -> Result<T, TrainError> {
+    toml::from_str(text).map_err(|error| {
+        let line = error
+            .span()
+            .map(|span| 1 + text[..span.start.min(text.len())].matches('\n').count());
+        TrainError::Recipe {
+            path: line.map_or_else(|| name.to_owned(), |line| format!("{name}:{line}")),
+            message: error.message().replace('\n', " "),
+        }
+    })
+}
+
 impl Recipe {
     /// Reads and checks a recipe file.
     ///
@@ -249,16 +265,7 @@ impl Recipe {
     /// # Errors
     /// As [`Self::from_file`].
     pub fn parse(text: &str, name: &str) -> Result<Self, TrainError> {
-        let recipe: Self = toml::from_str(text).map_err(|error| {
-            let line = error
-                .span()
-                .map(|span| 1 + text[..span.start.min(text.len())].matches('\n').count());
-            let message = error.message().replace('\n', " ");
-            TrainError::Recipe {
-                path: line.map_or_else(|| name.to_owned(), |line| format!("{name}:{line}")),
-                message,
-            }
-        })?;
+        let recipe: Self = parse_toml(text, name)?;
         recipe.check().map_err(|message| TrainError::Recipe {
             path: name.to_owned(),
             message,

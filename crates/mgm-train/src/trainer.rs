@@ -251,14 +251,14 @@ impl Trainer {
         match result {
             Ok(status) => {
                 let checkpoint = training.save(sink)?;
-                let adapter = self.export()?;
+                let result = self.export()?;
                 Ok(Outcome {
                     status,
                     step: self.state.step,
                     total: self.state.total,
                     smoothed_loss: smoothed(&self.state.losses),
                     losses: self.state.losses,
-                    adapter,
+                    result,
                     checkpoint,
                 })
             }
@@ -295,7 +295,7 @@ impl Trainer {
 }
 
 /// Running mean with bias correction over a whole history.
-fn smoothed(losses: &[f32]) -> f32 {
+pub(crate) fn smoothed(losses: &[f32]) -> f32 {
     let mut mean = RunningMean::default();
     for &loss in losses {
         mean.add(f64::from(loss));
@@ -303,19 +303,20 @@ fn smoothed(losses: &[f32]) -> f32 {
     mean.value() as f32
 }
 
+/// A running mean over about the last fifty values.
 #[derive(Default)]
-struct RunningMean {
+pub(crate) struct RunningMean {
     sum: f64,
     weight: f64,
 }
 
 impl RunningMean {
-    fn add(&mut self, value: f64) {
+    pub(crate) fn add(&mut self, value: f64) {
         self.sum = SMOOTHING * self.sum + (1.0 - SMOOTHING) * value;
         self.weight = SMOOTHING * self.weight + (1.0 - SMOOTHING);
     }
 
-    fn value(&self) -> f64 {
+    pub(crate) fn value(&self) -> f64 {
         if self.weight > 0.0 {
             self.sum / self.weight
         } else {
@@ -392,7 +393,8 @@ impl Loop<'_> {
                 loss: result.loss,
                 smoothed_loss: loss.value() as f32,
                 gradient_norm: result.norm,
-                tokens_per_second: rate.value(),
+                per_second: rate.value(),
+                unit: "tokens",
                 learning_rate: result.learning_rate,
                 time_left: Duration::from_secs_f64(
                     step_time.value() * (self.state.total - self.state.step) as f64,

@@ -171,7 +171,7 @@ fn same_files(left: &Outcome, right: &Outcome) {
         );
     }
     assert!(
-        std::fs::read(&left.adapter).unwrap() == std::fs::read(&right.adapter).unwrap(),
+        std::fs::read(&left.result).unwrap() == std::fs::read(&right.result).unwrap(),
         "the result differs"
     );
 }
@@ -205,7 +205,7 @@ fn interrupted_and_resumed_equals_straight() {
     assert_eq!(log.lines().count(), 10);
     // The run moved the parameters at all.
     let initial = std::fs::read(workshop.path("halves/initial.safetensors")).unwrap();
-    assert_ne!(initial, std::fs::read(&rest.adapter).unwrap());
+    assert_ne!(initial, std::fs::read(&rest.result).unwrap());
 }
 
 #[test]
@@ -232,7 +232,7 @@ fn a_crash_costs_only_the_steps_since_the_last_checkpoint() {
     );
 
     let tensors =
-        candle_core::safetensors::load(&straight.adapter, &candle_core::Device::Cpu).unwrap();
+        candle_core::safetensors::load(&straight.result, &candle_core::Device::Cpu).unwrap();
     assert!(tensors.keys().all(|name| name.contains("lora_")
         || name.contains("mm_projector")
         || name.contains("vlm_uni")));
@@ -276,11 +276,11 @@ fn stage_2_goes_on_from_stage_1() {
     let first = finish(workshop.align("first", "steps = 3"));
     let start = format!(
         "steps = 1\nwarmup_ratio = 0.0\nstart_from = {:?}",
-        first.adapter
+        first.result
     );
     let recipe = workshop.instruct("second", &start);
     let trainer = Trainer::new(recipe).unwrap();
-    let learnt = candle_core::safetensors::load(&first.adapter, &candle_core::Device::Cpu).unwrap();
+    let learnt = candle_core::safetensors::load(&first.result, &candle_core::Device::Cpu).unwrap();
     assert_eq!(learnt.len(), 16);
     for (name, tensor) in &learnt {
         let values =

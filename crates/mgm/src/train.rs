@@ -5,7 +5,9 @@ use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
-use mgm_train::{Progress, ProgressSink, Recipe, ResumeFrom, Status, Trainer};
+use mgm_train::{
+    AnyRecipe, Outcome, PainterTrainer, Progress, ProgressSink, ResumeFrom, Status, Trainer,
+};
 
 use crate::cli::TrainArgs;
 use crate::failure::Failure;
@@ -18,16 +20,26 @@ const LINE_STEPS: u64 = 20;
 /// Runs the command.
 pub(crate) fn run(args: TrainArgs) -> Result<(), Failure> {
     model::set_threads(args.threads)?;
-    let recipe = Recipe::from_file(&args.recipe)?;
-    let mut trainer = Trainer::new(recipe)?;
-    if args.resume {
-        trainer = trainer.resume(ResumeFrom::Latest)?;
-    }
-    note!("{}", trainer.describe());
-
     let watch = interrupt::watch();
     let meter = Meter::new(&watch, args.steps);
-    let outcome = trainer.run(&meter, watch.flag());
+    let outcome: Result<Outcome, _> = match AnyRecipe::from_file(&args.recipe)? {
+        AnyRecipe::Model(recipe) => {
+            let mut trainer = Trainer::new(*recipe)?;
+            if args.resume {
+                trainer = trainer.resume(ResumeFrom::Latest)?;
+            }
+            note!("{}", trainer.describe());
+            trainer.run(&meter, watch.flag())
+        }
+        AnyRecipe::Painter(recipe) => {
+            let mut trainer = PainterTrainer::new(*recipe)?;
+            if args.resume {
+                trainer = trainer.resume()?;
+            }
+            note!("{}", trainer.describe());
+            trainer.run(&meter, watch.flag())
+        }
+    };
     meter.finish();
     let outcome = outcome?;
     stdout::write(format!(
@@ -35,7 +47,7 @@ pub(crate) fn run(args: TrainArgs) -> Result<(), Failure> {
         outcome.step,
         outcome.total,
         outcome.smoothed_loss,
-        outcome.adapter.display()
+        outcome.result.display()
     ))?;
     match outcome.status {
         Status::Interrupted if !meter.reached_limit.get() => Err(Failure::interrupted(format!(
@@ -121,10 +133,11 @@ fn new_bar(total: u64) -> ProgressBar {
 
 fn describe(progress: &Progress) -> String {
     format!(
-        "loss {:.4} (mean {:.4}) · {:.0} tokens/s · {} left",
+        "loss {:.4} (mean {:.4}) · {:.0} {}/s · {} left",
         progress.loss,
         progress.smoothed_loss,
-        progress.tokens_per_second,
+        progress.per_second,
+        progress.unit,
         HumanDuration(Duration::from_secs(progress.time_left.as_secs()))
     )
 }

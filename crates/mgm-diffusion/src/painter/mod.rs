@@ -393,13 +393,13 @@ impl Painter {
             let input = Tensor::from_vec(scaled, shape, &Device::Cpu)?;
             let output = match negative {
                 None => unet
-                    .forward(&input, time, &condition, request.guidance)?
+                    .forward(&input, &[time], &condition, request.guidance)?
                     .flatten_all()?
                     .to_vec1()?,
                 Some(_) => {
                     let both = unet.forward(
                         &Tensor::cat(&[&input, &input], 0)?,
-                        time,
+                        &[time],
                         &condition,
                         request.guidance,
                     )?;

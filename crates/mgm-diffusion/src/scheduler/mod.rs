@@ -203,6 +203,11 @@ impl Scheduler {
         })
     }
 
+    /// `∏ (1 − β)` for every time of training: the share of the picture in the variance of a noisy latent.
+    pub fn cumulative_alphas(&self) -> &[f64] {
+        &self.alphas
+    }
+
     /// Times at which the UNet is asked, latest first.
     pub fn timesteps(&self) -> &[f64] {
         &self.times

@@ -124,20 +124,30 @@ impl UNet {
         &self.config
     }
 
-    /// The prediction for `latents [batch, height, width, channels]` at one time of the training schedule. `guidance` is for models that
-    /// take the guidance scale as an input, others ignore it.
+    /// The prediction for `latents [batch, height, width, channels]` at `times` of the training schedule, one for each picture or one for all.
+    /// `guidance` is for models that take the guidance scale as an input, others ignore it.
     ///
     /// # Errors
     /// When the condition does not fit the latents or the model.
     pub fn forward(
         &self,
         latents: &Tensor,
-        timestep: f64,
+        times: &[f64],
         condition: &Condition,
         guidance: f64,
     ) -> Result<Tensor> {
         let (batch, ..) = latents.dims4()?;
-        let time = self.embed(batch, timestep, condition, guidance)?;
+        let times = match times {
+            &[time] => vec![time; batch],
+            times if times.len() == batch => times.to_vec(),
+            times => {
+                return Err(Error::Input(format!(
+                    "UNet: {} times for {batch} pictures",
+                    times.len()
+                )));
+            }
+        };
+        let time = self.embed(&times, condition, guidance)?;
         let rows = condition.words.dim(0)?;
         if condition.words.dim(1)? != self.config.cross_attention_dim || !rows.is_multiple_of(batch)
         {
@@ -165,18 +175,13 @@ impl UNet {
     }
 
     /// SiLU of the embedding of time, prompt and sizes, `[batch, width]`.
-    fn embed(
-        &self,
-        batch: usize,
-        timestep: f64,
-        condition: &Condition,
-        guidance: f64,
-    ) -> Result<Tensor> {
+    fn embed(&self, times: &[f64], condition: &Condition, guidance: f64) -> Result<Tensor> {
+        let batch = times.len();
         let config = &self.config;
         let device = condition.pooled.device();
         let cosine_first = config.flip_sin_to_cos;
         let time = sinusoids(
-            &vec![timestep; batch],
+            times,
             config.block_out_channels[0],
             cosine_first,
             config.freq_shift,

@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor};
 use mgm_kernels::conv::{self as kernel, ConvBias, ConvInput, ConvShape, ConvWeight};
 use mgm_kernels::conv_backward::conv2d_backward;
 use mgm_kernels::gemm::{Activation, PackedWeight, WeightType};
 use mgm_kernels::group_norm::ChannelAffine;
 
+use super::linear::column_sums;
 use crate::FrozenWeight;
 use crate::host::{self, Host};
 
@@ -133,10 +134,13 @@ pub fn conv2d(
         params: *params,
         channels,
     };
-    let y = x.apply_op2(&rows, op)?;
     match bias {
-        Some(bias) => y.broadcast_add(bias),
-        None => Ok(y),
+        Some(bias) if bias.dims() != [out] => candle_core::bail!(
+            "convolution: bias has shape {:?}, expected [{out}]",
+            bias.dims()
+        ),
+        Some(bias) => x.apply_op3(&rows, bias, op),
+        None => x.apply_op2(&rows, op),
     }
 }
 
@@ -146,23 +150,22 @@ struct DenseConv {
     channels: usize,
 }
 
-impl CustomOp2 for DenseConv {
-    fn name(&self) -> &'static str {
-        "convolution"
-    }
+impl DenseConv {
+    const NAME: &str = "convolution";
 
-    fn cpu_fwd(
+    fn forward(
         &self,
         s1: &CpuStorage,
         l1: &Layout,
         s2: &CpuStorage,
         l2: &Layout,
+        bias: ConvBias,
     ) -> Result<(CpuStorage, Shape)> {
         let shape = self.params.shape(l1.shape(), self.channels)?;
         let (n, k) = l2.shape().dims2()?;
         let (x, w) = (
-            host::values(s1, l1, self.name())?,
-            host::values(s2, l2, self.name())?,
+            host::values(s1, l1, Self::NAME)?,
+            host::values(s2, l2, Self::NAME)?,
         );
         let weight = PackedWeight::pack(n, k, &w, WeightType::F32);
         let dims = [shape.batch, shape.out_height(), shape.out_width(), n];
@@ -171,28 +174,21 @@ impl CustomOp2 for DenseConv {
             affine: None,
         };
         let out = host::output(dims.iter().product(), |out| {
-            kernel::conv2d(
-                &shape,
-                input,
-                ConvWeight::Packed(&weight),
-                ConvBias::None,
-                out,
-            );
+            kernel::conv2d(&shape, input, ConvWeight::Packed(&weight), bias, out);
         });
         Ok((out, Shape::from_dims(&dims)))
     }
 
-    fn bwd(
+    fn backward(
         &self,
         x: &Tensor,
         w: &Tensor,
-        _: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let shape = self.params.shape(x.shape(), self.channels)?;
         let hosts = [x, w, grad].map(Host::new);
-        let (x_values, w_values) = (hosts[0].values(self.name())?, hosts[1].values(self.name())?);
-        let grad = hosts[2].values(self.name())?;
+        let (x_values, w_values) = (hosts[0].values(Self::NAME)?, hosts[1].values(Self::NAME)?);
+        let grad = hosts[2].values(Self::NAME)?;
         let mut dx = x.track_op().then(|| vec![0.0; x_values.len()]);
         let mut dw = w.track_op().then(|| vec![0.0; w_values.len()]);
         conv2d_backward(
@@ -207,6 +203,67 @@ impl CustomOp2 for DenseConv {
             dx.map(|dx| host::tensor(dx, x.shape())).transpose()?,
             dw.map(|dw| host::tensor(dw, w.shape())).transpose()?,
         ))
+    }
+}
+
+impl CustomOp2 for DenseConv {
+    fn name(&self) -> &'static str {
+        Self::NAME
+    }
+
+    fn cpu_fwd(
+        &self,
+        s1: &CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        self.forward(s1, l1, s2, l2, ConvBias::None)
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        w: &Tensor,
+        _: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        self.backward(x, w, grad)
+    }
+}
+
+impl CustomOp3 for DenseConv {
+    fn name(&self) -> &'static str {
+        Self::NAME
+    }
+
+    fn cpu_fwd(
+        &self,
+        s1: &CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
+        s3: &CpuStorage,
+        l3: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let bias = host::values(s3, l3, Self::NAME)?;
+        self.forward(s1, l1, s2, l2, ConvBias::Shared(&bias))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        w: &Tensor,
+        bias: &Tensor,
+        _: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let (dx, dw) = self.backward(x, w, grad)?;
+        let db = match bias.track_op() {
+            true => Some(column_sums(grad)?),
+            false => None,
+        };
+        Ok((dx, dw, db))
     }
 }
 

@@ -1,8 +1,9 @@
 //! Group normalisation of channels-last maps.
 
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp1, CustomOp3, Layout, Result, Shape, Tensor};
 use mgm_kernels::gemm::Activation;
 use mgm_kernels::group_norm::{self as kernel, ChannelAffine};
+use mgm_kernels::group_norm_backward::{GroupNormShape, group_norm_backward};
 
 use super::activation::activation;
 use crate::host::{self, Host};
@@ -10,7 +11,7 @@ use crate::host::{self, Host};
 /// `activation((x − mean) / sqrt(var + eps) · gamma + beta)` of `x [batch, .., channels]`, mean and population variance over all positions
 /// of a picture and the channels of one of `groups` groups; `gamma`, `beta` are `[channels]`.
 ///
-/// One fused pass where nothing asks for a gradient, else a composition of operations that have them.
+/// Gradients for all three: fused ones for no activation and SiLU, else a composition of operations that have them.
 pub fn group_norm(
     x: &Tensor,
     groups: usize,
@@ -20,8 +21,14 @@ pub fn group_norm(
     kind: Activation,
 ) -> Result<Tensor> {
     check(x, groups, gamma, beta)?;
-    if !x.device().is_cpu() || [x, gamma, beta].iter().any(|t| t.track_op()) {
+    let tracked = [x, gamma, beta].iter().any(|t| t.track_op());
+    let differentiable = matches!(kind, Activation::None | Activation::Silu);
+    if !x.device().is_cpu() || (tracked && !differentiable) {
         return activation(&composed(x, groups, gamma, beta, eps)?, kind);
+    }
+    if tracked {
+        let op = Trainable { groups, eps, kind };
+        return x.apply_op3(gamma, beta, op);
     }
     let affine = affine(x, groups, gamma, beta, eps)?;
     x.apply_op1(Apply { affine, kind })
@@ -111,5 +118,72 @@ impl CustomOp1 for Apply {
             kernel::channel_affine(dims[0], channels, &x, &self.affine, self.kind, out);
         });
         Ok((out, layout.shape().clone()))
+    }
+}
+
+/// Normalisation and activation with their gradients.
+struct Trainable {
+    groups: usize,
+    eps: f64,
+    kind: Activation,
+}
+
+impl CustomOp3 for Trainable {
+    fn name(&self) -> &'static str {
+        "group norm"
+    }
+
+    fn cpu_fwd(
+        &self,
+        s1: &CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
+        s3: &CpuStorage,
+        l3: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let x = host::values(s1, l1, self.name())?;
+        let gamma = host::values(s2, l2, self.name())?;
+        let beta = host::values(s3, l3, self.name())?;
+        let (batch, channels, eps) = (l1.dims()[0], gamma.len(), self.eps as f32);
+        let affine =
+            kernel::group_norm_affine(batch, channels, self.groups, &x, &gamma, &beta, eps);
+        let out = host::output(x.len(), |out| {
+            kernel::channel_affine(batch, channels, &x, &affine, self.kind, out);
+        });
+        Ok((out, l1.shape().clone()))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        gamma: &Tensor,
+        beta: &Tensor,
+        _: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let hosts = [x, gamma, beta, grad].map(Host::new);
+        let x_values = hosts[0].values(self.name())?;
+        let shape = GroupNormShape {
+            batch: x.dims()[0],
+            channels: gamma.elem_count(),
+            groups: self.groups,
+            eps: self.eps as f32,
+            silu: self.kind == Activation::Silu,
+        };
+        let mut dx = vec![0.0; x_values.len()];
+        let (dgamma, dbeta) = group_norm_backward(
+            &shape,
+            &x_values,
+            &hosts[1].values(self.name())?,
+            &hosts[2].values(self.name())?,
+            &hosts[3].values(self.name())?,
+            &mut dx,
+        );
+        Ok((
+            Some(host::tensor(dx, x.shape())?),
+            Some(host::tensor(dgamma, gamma.shape())?),
+            Some(host::tensor(dbeta, beta.shape())?),
+        ))
     }
 }
