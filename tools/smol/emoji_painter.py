@@ -16,8 +16,9 @@ from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionMode
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from common import arguments, write_bytes, write_json
+from common import arguments, stable_seed, write_bytes, write_json
 from emoji import emoji
+from names import is_plural, with_article
 
 SIDE = 96
 WINDOW = 24
@@ -28,7 +29,8 @@ LEFT_OUT = re.compile(
     r"page |pushpin|locked|envelope|battery|video|movie|film |knobs|slider|bookmark|foggy|^fog$|night|dusk|sunrise|sunset|motorway|railway|construction|bus stop|"
     r"elevator|microbe|petri|alembic|placard|receipt|label$|map|ceremony|wedding|martial|mending|beating|growing|pencil|nib|letter|e-mail|arrow|white cane|x-ray"
 )
-TEMPLATES = ["{0}", "a {0}", "a picture of a {0}", "a 3D emoji of a {0}"]
+TEMPLATES = ["{0}", "{0}", "a picture of {0}", "a 3D emoji of {0}"]
+WORDS = ["big", "small", "tiny", "happy", "beautiful", "old", "new", "shiny", "cute"]
 
 
 def subjects(unpacked):
@@ -49,16 +51,12 @@ def subjects(unpacked):
 
 
 def prompts(names):
-    """The texts that a picture is trained with."""
+    """The texts that a picture is trained with; words about size and mood change nothing."""
     result = []
     for name in names:
-        for template in TEMPLATES:
-            text = template.format(name)
-            if name.endswith("s") and not name.endswith("ss"):
-                text = re.sub(r"\ba (?=" + re.escape(name) + ")", "", text)
-            elif name[0] in "aeiou":
-                text = re.sub(r"\ba (?=" + re.escape(name) + ")", "an ", text)
-            result.append(text)
+        result += [name] + [template.format(name if is_plural(name) else with_article(name)) for template in TEMPLATES]
+        word = WORDS[stable_seed("word " + name) % len(WORDS)]
+        result.append(f"{word} {name}" if is_plural(name) else with_article(f"{word} {name}"))
     return sorted(set(result))
 
 

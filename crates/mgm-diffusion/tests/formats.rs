@@ -203,7 +203,12 @@ fn adapters_in_every_spelling() {
         assert_eq!((report.applied, report.unknown), (4, 0), "{spelling}");
         let unet = UNet::load(&unet, &files.unet).unwrap();
         let out = unet
-            .forward(get(&expected, "unet.even.latents"), &[701.0], &condition, 5.0)
+            .forward(
+                get(&expected, "unet.even.latents"),
+                &[701.0],
+                &condition,
+                5.0,
+            )
             .unwrap();
         // Up to the half precision of the files' scaled matrices.
         let tolerance = if spelling == "peft" { 2e-3 } else { 2e-4 };

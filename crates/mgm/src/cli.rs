@@ -146,6 +146,7 @@ pub(crate) enum OverlongChoice {
     mgm chat --image before.png --image after.png \"What has changed?\"\n  \
     mgm chat \"Summarise this text.\" < letter.txt\n  \
     mgm chat --image photo.jpg\n  \
+    mgm chat --gen -o apple.png \"draw a red apple\"\n  \
     mgm chat --gen --painter stable-diffusion-xl-base-1.0 -o apple.png \"draw a red apple\"")]
 pub(crate) struct ChatArgs {
     /// The question; piped input is appended to it, or stands for it
@@ -202,7 +203,8 @@ pub(crate) struct ChatArgs {
     #[arg(short = 'o', long = "output", value_name = "FILE.png", value_hint = ValueHint::FilePath, help_heading = "Painting")]
     pub(crate) painter_output: Option<PathBuf>,
 
-    /// With --gen, the Stable Diffusion XL model that paints: a folder, a downloaded model's name, or a checkpoint file
+    /// With --gen, the Stable Diffusion XL model that paints: a folder, a downloaded model's name, or a checkpoint file [default:
+    /// emoji-painter, the small one that comes with the program]
     #[arg(long, value_name = "NAME-OR-PATH", env = PAINTER_VARIABLE, value_hint = ValueHint::AnyPath, help_heading = "Painting")]
     pub(crate) painter: Option<String>,
 

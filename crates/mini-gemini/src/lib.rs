@@ -58,6 +58,6 @@ pub use pictures::PictureKey;
 pub use sampling::{GenerateOptions, Overlong, Sampler, greedy};
 pub use session::{Answer, Control, Event, Session, StopReason, Timings};
 pub use slots::{Read, Slot, VisualTokens};
-pub use source::{BUILT_IN_NAME, MODEL_ZOO_VARIABLE, MODELS_DIR_VARIABLE, ModelSource};
+pub use source::{BUILT_IN_NAME, MODEL_ZOO_VARIABLE, MODELS_DIR_VARIABLE, ModelSource, bundled};
 pub use training::{IGNORE_LABEL, TrainSample};
 pub use vision::{TowerFeatures, Vision};

@@ -38,7 +38,7 @@ impl ModelSource {
     /// When it is nowhere; the message lists where was looked.
     pub fn resolve(&self, model_zoo: Option<&Path>) -> Result<PathBuf> {
         let path = match self {
-            Self::BuiltIn => return built_in_directory(),
+            Self::BuiltIn => return bundled(BUILT_IN_NAME, "config.json"),
             Self::Path(path) => path,
         };
         if path.exists() {
@@ -92,25 +92,29 @@ impl ModelSource {
     }
 }
 
-/// Searched in order: the environment variable, beside the installed program, the source tree the program was built from.
-fn built_in_directory() -> Result<PathBuf> {
+/// The folder of something that ships with the program: `name` in the folder that [`MODELS_DIR_VARIABLE`] names, or, without that variable,
+/// beside the installed program, or in the source tree the program was built from. It counts if it holds `marker`.
+///
+/// # Errors
+/// [`Error::BuiltInNotFound`] with where was looked.
+pub fn bundled(name: &str, marker: &str) -> Result<PathBuf> {
     let mut candidates = Vec::new();
     if let Some(folder) = std::env::var_os(MODELS_DIR_VARIABLE) {
-        candidates.push(PathBuf::from(folder).join(BUILT_IN_NAME));
+        candidates.push(PathBuf::from(folder).join(name));
     } else {
         if let Some(folder) = std::env::current_exe()
             .ok()
             .and_then(|program| program.canonicalize().ok())
             .and_then(|program| Some(program.parent()?.parent()?.to_path_buf()))
         {
-            candidates.push(folder.join("share/mini-gemini/models").join(BUILT_IN_NAME));
+            candidates.push(folder.join("share/mini-gemini/models").join(name));
         }
         let source_tree = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models");
-        candidates.push(source_tree.join(BUILT_IN_NAME));
+        candidates.push(source_tree.join(name));
     }
     match candidates
         .iter()
-        .find(|candidate| candidate.join("config.json").is_file())
+        .find(|candidate| candidate.join(marker).is_file())
     {
         Some(found) => Ok(found.clone()),
         None => Err(Error::BuiltInNotFound {

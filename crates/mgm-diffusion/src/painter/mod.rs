@@ -106,6 +106,11 @@ impl Painter {
         Ok(reports)
     }
 
+    /// Tokens of a prompt that the text encoders see, start and end included.
+    pub fn window(&self) -> usize {
+        self.tokenizers[0].window()
+    }
+
     /// The model's scheduler configuration.
     pub fn scheduler_config(&self) -> &SchedulerConfig {
         &self.files.scheduler

@@ -2,7 +2,7 @@ use candle_core::{D, Device, Tensor};
 use mgm_diffusion::{ModelFiles, Noise, Part, Vae, VaeParts};
 use mgm_nn::Parameters;
 
-use super::pictures::{Order, Pictures};
+use super::pictures::Pictures;
 use super::recipe::PainterRecipe;
 use super::trainable;
 use crate::error::TrainError;
@@ -39,26 +39,28 @@ impl Autoencoder {
         })
     }
 
+    /// Pictures of a step, and the side of the squares that are learnt from them.
+    pub(super) fn batch(&self, recipe: &PainterRecipe, side: usize, step: u64) -> (usize, usize) {
+        if (step as f64) < recipe.crop_until * recipe.steps as f64 {
+            return (recipe.batch, self.crop);
+        }
+        let share = (side / self.crop).pow(2).max(1);
+        (recipe.batch.div_ceil(share), side)
+    }
+
     /// Mean absolute difference of pixels and of neighbouring pixels' differences, and the latents' divergence from a normal
     /// distribution.
     pub(super) fn loss(
         &self,
         recipe: &PainterRecipe,
         pictures: &Pictures,
-        order: &mut Order,
-        step: u64,
+        records: &[usize],
+        side: usize,
         noise: &mut Noise,
     ) -> Result<Tensor, TrainError> {
-        let whole = step as f64 >= recipe.crop_until * recipe.steps as f64;
-        let side = if whole { pictures.side } else { self.crop };
-        let share = (pictures.side / self.crop).pow(2);
-        let count = match whole {
-            true => recipe.batch.div_ceil(share),
-            false => recipe.batch,
-        };
+        let count = records.len();
         let mut pixels = Vec::with_capacity(count * side * side * 3);
-        for index in 0..count {
-            let picture = order.at(step * recipe.batch as u64 + index as u64);
+        for &picture in records {
             let free = pictures.side - side + 1;
             let corner = (noise.below(free), noise.below(free));
             pictures.append(picture, side, corner, &mut pixels);

@@ -6,7 +6,7 @@ use mgm_diffusion::{
 use mgm_nn::{Parameters, WeightPolicy, WeightStorage};
 use mgm_text::ClipTokenizer;
 
-use super::pictures::{Order, Pictures};
+use super::pictures::Pictures;
 use super::recipe::PainterRecipe;
 use super::trainable;
 use crate::error::TrainError;
@@ -109,12 +109,11 @@ impl Denoiser {
     pub(super) fn loss(
         &self,
         recipe: &PainterRecipe,
-        order: &mut Order,
-        step: u64,
+        records: &[usize],
         noise: &mut Noise,
     ) -> Result<Tensor, TrainError> {
         const ODDS: usize = 1 << 20;
-        let batch = recipe.batch;
+        let batch = records.len();
         let (side, channels) = self.shape;
         let values = side * side * channels;
         let mut windows = [Vec::with_capacity(batch), Vec::with_capacity(batch)];
@@ -124,8 +123,7 @@ impl Denoiser {
             Vec::with_capacity(batch * values),
         );
         let mut weights = Vec::with_capacity(batch);
-        for (index, kept) in kept.iter_mut().enumerate() {
-            let record = order.at(step * batch as u64 + index as u64);
+        for (&record, kept) in records.iter().zip(&mut kept) {
             let texts = &self.tokens[record];
             let mut ids = &texts[noise.below(texts.len())];
             if (noise.below(ODDS) as f64) < recipe.drop_prompt * ODDS as f64 {

@@ -6,6 +6,7 @@ mod export;
 mod pictures;
 mod recipe;
 mod state;
+mod workers;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -22,6 +23,7 @@ use self::denoiser::Denoiser;
 use self::pictures::{Order, Pictures};
 pub use self::recipe::{AnyRecipe, PainterRecipe, PainterStage};
 use self::state::State;
+use self::workers::Workers;
 use crate::error::TrainError;
 use crate::gradients::{Gradients, with_values};
 use crate::optimiser::{AdamW, AdamWSettings};
@@ -32,6 +34,8 @@ use crate::trainer::{RunningMean, smoothed};
 
 /// Elements per parallel piece.
 const PIECE: usize = 1 << 15;
+/// Parts of a step's pictures that are learnt side by side. Fixed, so that a run does not depend on the number of threads.
+const PARTS: usize = 4;
 
 /// A run of a painter's recipe: model, pictures, optimiser and position.
 pub struct PainterTrainer {
@@ -43,6 +47,7 @@ pub struct PainterTrainer {
     optimiser: AdamW,
     schedule: Schedule,
     state: State,
+    workers: Workers,
     resumed: bool,
 }
 
@@ -113,6 +118,7 @@ impl PainterTrainer {
             optimiser: AdamW::new(settings, &parameters, &BTreeMap::new())?,
             schedule: Schedule::new(recipe.steps, recipe.warmup_ratio),
             state: State::new(&parameters)?,
+            workers: Workers::new()?,
             recipe,
             files,
             pictures,
@@ -249,11 +255,28 @@ impl PainterTrainer {
     ) -> Result<(f32, f32, f64), TrainError> {
         let step = self.state.step;
         let learning_rate = self.recipe.learning_rate * self.schedule.factor(step);
-        let loss = self.loss(order, step)?;
-        let value = loss.to_scalar::<f32>()?;
-        self.check("loss", value, learning_rate)?;
+        let (count, side) = match &self.objective {
+            Objective::Autoencoder(model) => model.batch(&self.recipe, self.pictures.side, step),
+            Objective::Denoiser(_) => (self.recipe.batch, self.pictures.side),
+        };
+        let first = step * self.recipe.batch as u64;
+        let records: Vec<usize> = (0..count as u64).map(|i| order.at(first + i)).collect();
+        let parts: Vec<&[usize]> = records.chunks(count.div_ceil(PARTS)).collect();
+        let results = self
+            .workers
+            .map(parts.len(), |part| -> Result<_, TrainError> {
+                let loss = self.loss(parts[part], side, step, part as u64)?;
+                Ok((loss.to_scalar::<f32>()?, loss.backward()?))
+            });
         gradients.clear();
-        gradients.add(&self.parameters, &loss.backward()?, 1.0)?;
+        let mut value = 0.0;
+        for (part, result) in parts.iter().zip(results) {
+            let (loss, store) = result?;
+            let share = part.len() as f32 / count as f32;
+            value += share * loss;
+            gradients.add(&self.parameters, &store, share)?;
+        }
+        self.check("loss", value, learning_rate)?;
         let norm = gradients.norm();
         self.check("gradient norm", norm, learning_rate)?;
         gradients.clip(norm, self.recipe.max_grad_norm);
@@ -281,15 +304,23 @@ impl PainterTrainer {
         Ok((value, norm, learning_rate))
     }
 
-    fn loss(&self, order: &mut Order, step: u64) -> Result<Tensor, TrainError> {
-        // Every step has a stream of its own: a resumed run draws what an uninterrupted one does.
-        let seed = self.recipe.seed ^ step.wrapping_add(1).wrapping_mul(0x9fb2_1c65_1e98_df25);
+    /// The loss of a part of a step's pictures.
+    fn loss(
+        &self,
+        records: &[usize],
+        side: usize,
+        step: u64,
+        part: u64,
+    ) -> Result<Tensor, TrainError> {
+        // Every part of every step has a stream of its own: a resumed run draws what an uninterrupted one does.
+        let position = step * PARTS as u64 + part + 1;
+        let seed = self.recipe.seed ^ position.wrapping_mul(0x9fb2_1c65_1e98_df25);
         let mut noise = Noise::new(seed);
         match &self.objective {
             Objective::Autoencoder(model) => {
-                model.loss(&self.recipe, &self.pictures, order, step, &mut noise)
+                model.loss(&self.recipe, &self.pictures, records, side, &mut noise)
             }
-            Objective::Denoiser(model) => model.loss(&self.recipe, order, step, &mut noise),
+            Objective::Denoiser(model) => model.loss(&self.recipe, records, &mut noise),
         }
     }
 

@@ -8,7 +8,7 @@ use mgm_text::protocol;
 use crate::cli::ChatArgs;
 use crate::failure::Failure;
 use crate::interrupt::Watch;
-use crate::paint::{PictureFile, Studio, random_seed};
+use crate::paint::{BUILT_IN_PAINTER, PictureFile, Studio, random_seed};
 
 /// The painter of a chat, and where its pictures go.
 pub(super) struct Generation {
@@ -41,12 +41,7 @@ impl Generation {
                 None => Ok(None),
             };
         }
-        let Some(painter) = &args.painter else {
-            return Err(
-                Failure::usage("--gen needs a model that paints: name one with --painter")
-                    .hint("any Stable Diffusion XL model will do; see docs/drawing.md"),
-            );
-        };
+        let painter = args.painter.as_deref().unwrap_or(BUILT_IN_PAINTER);
         let output = args
             .painter_output
             .clone()

@@ -13,6 +13,7 @@ use super::number;
 /// keeps the finished ones. See docs/drawing.md.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
+    mgm imagine \"a red apple\" -o apple.png\n  \
     mgm imagine \"a red apple on a wooden table\" --model stable-diffusion-xl-base-1.0 -o apple.png\n  \
     mgm imagine \"a fox\" --model sdxl-turbo -o fox.png --size 512x512 --count 4 --seed 7\n  \
     mgm imagine \"a fox\" --model sdxl.safetensors --tokenizer clip -o fox.png --lora style.safetensors:0.8")]
@@ -24,8 +25,9 @@ pub(crate) struct ImagineArgs {
     #[arg(short, long, value_name = "FILE.png", value_hint = ValueHint::FilePath)]
     pub(crate) output: PathBuf,
 
-    /// A Stable Diffusion XL model: a folder in the diffusers layout, a downloaded model's name, or a checkpoint file
-    #[arg(long, value_name = "NAME-OR-PATH", env = PAINTER_VARIABLE, value_hint = ValueHint::AnyPath)]
+    /// A Stable Diffusion XL model: a folder in the diffusers layout, a downloaded model's name, or a checkpoint file; `emoji-painter` is the
+    /// small one that comes with the program
+    #[arg(long, value_name = "NAME-OR-PATH", env = PAINTER_VARIABLE, default_value = crate::paint::BUILT_IN_PAINTER, value_hint = ValueHint::AnyPath)]
     pub(crate) model: String,
 
     /// Number of pictures

@@ -25,6 +25,17 @@ const LARGE_UNET: u64 = 1 << 30;
 /// Letters of a cut prompt's end that are shown.
 const SHOWN_CUT: usize = 60;
 
+/// The small model that paints and ships with the program.
+pub(crate) const BUILT_IN_PAINTER: &str = "emoji-painter";
+
+/// The folder or file of a painter's name.
+pub(crate) fn locate(model: &str) -> Result<std::path::PathBuf, Failure> {
+    match model {
+        BUILT_IN_PAINTER => Ok(mini_gemini::bundled(model, "model_index.json")?),
+        path => Ok(ModelSource::Path(path.into()).resolve(None)?),
+    }
+}
+
 /// A painter and how it is to paint.
 pub(crate) struct Studio {
     painter: Painter,
@@ -47,7 +58,7 @@ pub(crate) struct Painted {
 impl Studio {
     /// Opens the model and checks everything that can be checked without painting.
     pub(crate) fn open(model: &str, args: &PaintArgs) -> Result<Self, Failure> {
-        let path = ModelSource::Path(model.into()).resolve(None)?;
+        let path = locate(model)?;
         let options = FindOptions {
             tokenizer: args.tokenizer.clone(),
             vae: args.vae.clone(),
@@ -111,10 +122,11 @@ impl Studio {
         // Their memory is worth more than the seconds that loading takes.
         self.painter.release_text_encoders();
         spinner.finish_and_clear();
-        warn_of_cut("prompt", encoded.cut.as_deref());
+        let window = self.painter.window();
+        warn_of_cut("prompt", window, encoded.cut.as_deref());
         // The official negative prompt is too long itself; who does not know it need not hear of it.
         if self.negative != NEGATIVE_PROMPT {
-            warn_of_cut("negative prompt", encoded.negative_cut.as_deref());
+            warn_of_cut("negative prompt", window, encoded.negative_cut.as_deref());
         }
         Ok(encoded)
     }
@@ -196,7 +208,7 @@ impl Studio {
     }
 }
 
-fn warn_of_cut(what: &str, cut: Option<&str>) {
+fn warn_of_cut(what: &str, window: usize, cut: Option<&str>) {
     let Some(cut) = cut.map(str::trim) else {
         return;
     };
@@ -207,7 +219,7 @@ fn warn_of_cut(what: &str, cut: Option<&str>) {
         ""
     };
     note!(
-        "warning: the text encoders see 77 tokens of the {what}; cut off from: \"{shown}{dots}\""
+        "warning: the text encoders see {window} tokens of the {what}; cut off from: \"{shown}{dots}\""
     );
 }
 
