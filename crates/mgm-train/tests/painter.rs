@@ -1,12 +1,12 @@
 //! Training of a tiny painter: it learns, it can be stopped and resumed, and its result paints.
 
+#![allow(clippy::unwrap_used)]
+
 use std::cell::Cell;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use mgm_diffusion::{
-    Control, FindOptions, PaintRequest, Painter, PainterStorage, SchedulerKind,
-};
+use mgm_diffusion::{Control, FindOptions, PaintRequest, Painter, PainterStorage, SchedulerKind};
 use mgm_image::RgbImage;
 use mgm_nn::WeightStorage;
 use mgm_train::{Outcome, PainterRecipe, PainterTrainer, Progress, ProgressSink, Status};
@@ -93,15 +93,15 @@ fn both_stages_learn_resume_and_paint() {
     let losses = &straight.losses;
     assert_eq!(losses.len(), 40);
     assert!(mean(&losses[30..]) < 0.7 * mean(&losses[..5]), "{losses:?}");
-    let stopped = run(autoencoder("b"), 17);
-    assert_eq!((stopped.status, stopped.step), (Status::Interrupted, 17));
-    let resumed = run(autoencoder("b"), u64::MAX);
-    assert_eq!(resumed.losses, *losses);
     let file = |outcome: &Outcome| {
         std::fs::read(outcome.result.join("diffusion_pytorch_model.safetensors")).unwrap()
     };
-    assert!(file(&straight) == file(&resumed), "weights differ");
+    let stopped = run(autoencoder("b"), 17);
+    assert_eq!((stopped.status, stopped.step), (Status::Interrupted, 17));
     assert!(file(&straight) != file(&stopped));
+    let resumed = run(autoencoder("b"), u64::MAX);
+    assert_eq!(resumed.losses, *losses);
+    assert!(file(&straight) == file(&resumed), "weights differ");
 
     let settings = format!(
         "vae = {:?}\nsteps = 60\nlearning_rate = 3e-3\nema = 0.9\n",
@@ -110,7 +110,10 @@ fn both_stages_learn_resume_and_paint() {
     let denoiser = |output: &str| recipe(folder, "denoiser", output, &settings);
     let straight = run(denoiser("c"), u64::MAX);
     let losses = &straight.losses;
-    assert!(mean(&losses[40..]) < 0.9 * mean(&losses[..10]), "{losses:?}");
+    assert!(
+        mean(&losses[40..]) < 0.9 * mean(&losses[..10]),
+        "{losses:?}"
+    );
     run(denoiser("d"), 23);
     let resumed = run(denoiser("d"), u64::MAX);
     assert_eq!(resumed.losses, *losses);
@@ -166,7 +169,12 @@ fn what_is_wrong_is_named() {
         },
         "nothing",
     );
-    let odd = recipe(folder, "autoencoder", "x", "steps = 3\nlearning_rate = 1e-3\ncrop = 17\n");
+    let odd = recipe(
+        folder,
+        "autoencoder",
+        "x",
+        "steps = 3\nlearning_rate = 1e-3\ncrop = 17\n",
+    );
     fails(odd, "17");
     let other = mgm_image::encode_png(&RgbImage::filled(16, 16, [0; 3]), &[]).unwrap();
     std::fs::write(folder.join("green.png"), other).unwrap();

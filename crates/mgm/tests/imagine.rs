@@ -278,6 +278,52 @@ fn ctrl_c_keeps_what_is_finished() {
     );
 }
 
+/// Everything that comes with the program together, as the README shows it: a request, a prompt, a picture.
+#[test]
+fn the_built_in_model_and_painter_draw() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("apple.png");
+    let path = file.display().to_string();
+    let draw = [
+        "chat",
+        "--gen",
+        "-o",
+        &path,
+        "--seed",
+        "1",
+        "draw a red apple",
+    ];
+    let run = mgm(&draw);
+    assert_eq!(run.code, Some(0), "{run:?}");
+    assert!(run.stdout.contains("<h>a red apple</h>"), "{run:?}");
+    let (image, texts) = read(&file);
+    assert_eq!((image.width, image.height), (96, 96));
+    let has = |key: &str, value: &str| texts.iter().any(|(k, v)| k == key && v == value);
+    assert!(
+        has("Prompt", "a red apple") && has("Model", "emoji-painter"),
+        "{texts:?}"
+    );
+    // Red where the apple is, white around it.
+    let at = |x: usize, y: usize| &image.data[3 * (96 * y + x)..][..3];
+    let (middle, corner) = (at(48, 55), at(3, 3));
+    assert!(middle[0] > 120 && middle[1] < 110, "{middle:?}");
+    assert!(corner.iter().all(|&v| v > 200), "{corner:?}");
+
+    // Nothing is painted that was not asked for.
+    let other = folder.path().join("other.png");
+    let asked = [
+        "chat",
+        "--gen",
+        "-o",
+        &path,
+        "--painter",
+        "nowhere",
+        "draw a cat",
+    ];
+    mgm(&asked).fails_clearly(&["nowhere"]);
+    assert!(!other.exists());
+}
+
 /// The built-in model with the tiny painter. Whether it writes a prompt is up to the model; both ways must end as they should.
 #[test]
 fn chat_asks_for_a_prompt_and_paints_it() {
@@ -325,7 +371,6 @@ fn chat_asks_for_a_prompt_and_paints_it() {
             assert!(!file.exists());
         }
     }
-    mgm(&["chat", "--gen", "draw"]).fails(2, &["--painter"]);
     mgm(&["chat", "--steps", "3", "hi"]).fails(2, &["--steps", "--gen"]);
     mgm(&["chat", "-o", "a.png", "hi"]).fails(2, &["--output", "--gen"]);
     chat("draw", &["--size", "3x3"]).fails_clearly(&["3x3"]);

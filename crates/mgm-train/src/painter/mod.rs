@@ -34,8 +34,6 @@ use crate::trainer::{RunningMean, smoothed};
 
 /// Elements per parallel piece.
 const PIECE: usize = 1 << 15;
-/// Parts of a step's pictures that are learnt side by side. Fixed, so that a run does not depend on the number of threads.
-const PARTS: usize = 4;
 
 /// A run of a painter's recipe: model, pictures, optimiser and position.
 pub struct PainterTrainer {
@@ -261,7 +259,7 @@ impl PainterTrainer {
         };
         let first = step * self.recipe.batch as u64;
         let records: Vec<usize> = (0..count as u64).map(|i| order.at(first + i)).collect();
-        let parts: Vec<&[usize]> = records.chunks(count.div_ceil(PARTS)).collect();
+        let parts: Vec<&[usize]> = records.chunks(count.div_ceil(self.recipe.parts)).collect();
         let results = self
             .workers
             .map(parts.len(), |part| -> Result<_, TrainError> {
@@ -313,7 +311,7 @@ impl PainterTrainer {
         part: u64,
     ) -> Result<Tensor, TrainError> {
         // Every part of every step has a stream of its own: a resumed run draws what an uninterrupted one does.
-        let position = step * PARTS as u64 + part + 1;
+        let position = step * self.recipe.parts as u64 + part + 1;
         let seed = self.recipe.seed ^ position.wrapping_mul(0x9fb2_1c65_1e98_df25);
         let mut noise = Noise::new(seed);
         match &self.objective {

@@ -37,6 +37,10 @@ pub struct PainterRecipe {
     pub steps: u64,
     /// Pictures of a step.
     pub batch: usize,
+    /// Parts of a step's pictures that are learnt side by side, one core each; the result depends on it, but not on the number of cores.
+    /// Default 4.
+    #[serde(default = "defaults::parts")]
+    pub parts: usize,
     /// Peak learning rate.
     pub learning_rate: f64,
     /// Part of all steps during which the rate rises; afterwards it falls as a half cosine to zero. Default 0.02.
@@ -84,6 +88,9 @@ mod defaults {
 
     pub(super) fn here() -> PathBuf {
         PathBuf::from(".")
+    }
+    pub(super) fn parts() -> usize {
+        4
     }
     pub(super) fn warmup_ratio() -> f64 {
         0.02
@@ -144,6 +151,7 @@ impl PainterRecipe {
         for (name, count) in [
             ("steps", self.steps),
             ("batch", self.batch as u64),
+            ("parts", self.parts as u64),
             ("save_every", self.save_every),
         ] {
             if count == 0 {
