@@ -87,9 +87,11 @@ function unpackMessage(source, id, ids, pictureId) {
     parts: source.parts.map((part) => {
       if (part?.type === 'text' && typeof part.text === 'string') return { type: 'text', text: part.text };
       check(part?.type === 'picture', 'A message has a part of an unknown kind.');
-      return { type: 'picture', picture: pictureId(part.picture) };
+      const picture = { type: 'picture', picture: pictureId(part.picture) };
+      return isObject(part.painting) ? { ...picture, painting: unpackPainting(part.painting) } : picture;
     }),
   };
+  if (source.draw === true) message.draw = true;
   if (message.role === 'assistant') {
     message.status = STATUSES.includes(source.status) ? source.status : 'stopped';
     if (message.status === 'failed') message.failure = unpackFailure(source.failure);
@@ -100,6 +102,14 @@ function unpackMessage(source, id, ids, pictureId) {
     if (times) message.times = times;
   }
   return message;
+}
+
+function unpackPainting({ prompt, seed, size }) {
+  return {
+    prompt: typeof prompt === 'string' ? prompt.slice(0, 10_000) : '',
+    seed: Number.isFinite(seed) ? seed : null,
+    size: typeof size === 'string' ? size.slice(0, 20) : '',
+  };
 }
 
 function unpackPicture(source, conversation) {
