@@ -152,6 +152,7 @@ export class Answering extends EventTarget {
         break;
       case 'picture': {
         message.times.first ??= performance.now() - started;
+        message.times.said ??= performance.now() - started;
         const name = event.painting?.seed ? `drawing-${event.painting.seed}.png` : 'drawing.png';
         const picture = { id: newId(), conversation: conversation.id, ...(await fromDataUrl(event.url, name)) };
         message.parts.push({ type: 'picture', picture: picture.id, ...(event.painting && { painting: event.painting }) });
@@ -161,6 +162,7 @@ export class Answering extends EventTarget {
       }
       case 'painting': {
         message.times.first ??= performance.now() - started;
+        message.times.said ??= performance.now() - started;
         const { type: _type, ...progress } = event;
         // The last preview stays until there is a newer one.
         progress.preview ??= this.#paintings.get(message.id)?.preview ?? null;

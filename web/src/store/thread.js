@@ -7,7 +7,8 @@
  * @typedef {'running' | 'done' | 'length' | 'stopped' | 'failed'} Status
  * @typedef {{id: string, parent: string | null, role: 'user' | 'assistant', created: number, parts: Part[],
  *   draw?: boolean, status?: Status, failure?: object, model?: string, usage?: {prompt: number, completion: number, cached: number},
- *   times?: {first: number | null, total: number}}} Message times in milliseconds since the request was sent;
+ *   times?: {first: number | null, said?: number, total: number}}} Message times in milliseconds since the request was sent,
+ *   `said` when a picture began to be drawn;
  *   `draw`: a picture was asked for
  * @typedef {{id: string, title: string, created: number, updated: number, messages: Record<string, Message>,
  *   chosen: Record<string, string>}} Conversation `chosen` maps a message's id (`ROOT` for none) to the child that is shown

@@ -99,7 +99,7 @@ function unpackMessage(source, id, ids, pictureId) {
     const usage = numbers(source.usage, ['prompt', 'completion', 'cached']);
     if (usage) message.usage = usage;
     const times = numbers(source.times, ['first', 'total']);
-    if (times) message.times = times;
+    if (times) message.times = Number.isFinite(source.times.said) ? { ...times, said: source.times.said } : times;
   }
   return message;
 }

@@ -175,7 +175,7 @@ export function accountOf({ usage, times, model, status }) {
   }
   if (times.first !== null) {
     facts.push(`first after ${seconds(times.first)}`);
-    const rest = (times.total - times.first) / 1000;
+    const rest = ((times.said ?? times.total) - times.first) / 1000;
     if (usage?.completion > 8 && rest > 0.05) facts.push(`${((usage.completion - 1) / rest).toFixed(1)} tokens/s`);
   }
   facts.push(`${seconds(times.total)} in all`);
