@@ -249,7 +249,7 @@ fn a_server_with_a_painter_paints_what_imagine_paints() {
 #[test]
 fn painting_ends_with_the_last_who_wanted_it() {
     let painter = painter();
-    let served = Served::start(&["--painter", &painter, "--painter-steps", "1000"]);
+    let served = Served::start(&["--painter", &painter, "--painter-steps", "999"]);
     let order = r#"{"prompt": "a fox"}"#;
     let stream = served.send("POST", "/v1/images/generations", "", order);
     // Text is answered meanwhile.

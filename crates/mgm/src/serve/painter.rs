@@ -84,6 +84,7 @@ impl Painter for ServedPainter {
     ) -> Result<Vec<u8>, PaintError> {
         // The studio keeps nothing of a picture that could be half done.
         let mut studio = self.studio.lock().unwrap_or_else(PoisonError::into_inner);
+        let studio = &mut *studio;
         let commission = Commission {
             prompt: &order.prompt,
             size: order.size,
