@@ -69,6 +69,22 @@ const tests = {
         assert.equal(stopped.finish_reason, 'stop');
         assert.ok(!stopped.message.content.includes(word));
     },
+    async 'drawing'() {
+        const { painter } = await client.models.retrieve(model);
+        if (!painter) return;
+        const painted = await client.images.generate({ prompt: 'a red apple', size: painter.sizes[0], n: 2, seed: 7 });
+        assert.equal(painted.data.length, 2);
+        assert.ok(painted.data.every(({ b64_json }) => b64_json.startsWith('iVBORw0KGgo')));
+        // The built-in model writes a picture prompt when it has done nothing else so far.
+        const before = Array.from({ length: 6 }, () => [{ role: 'user', content: 'a' }, { role: 'assistant', content: '<h>a</h>' }]).flat();
+        const messages = [...before, { role: 'user', content: 'a' }];
+        const asked = { model, messages, max_tokens: 16, temperature: 0, seed: 5, modalities: ['text', 'image'] };
+        const { message } = (await client.chat.completions.create(asked)).choices[0];
+        assert.match(message.images[0].image_url.url, /^data:image\/png;base64,/);
+        const images = [];
+        for await (const chunk of await client.chat.completions.create({ ...asked, stream: true })) images.push(...(chunk.choices[0]?.delta?.images ?? []));
+        assert.deepEqual(images, message.images);
+    },
     async 'errors'() {
         await assert.rejects(client.chat.completions.create({ model: 'gpt-4o', messages: [{ role: 'user', content: 'Hi' }] }), OpenAI.NotFoundError);
         await assert.rejects(ask('Hi', { temperature: -1 }), error => error instanceof OpenAI.BadRequestError && error.param === 'temperature');

@@ -122,6 +122,48 @@ def completions(client, model):
     assert "".join(choice.text for chunk in streamed for choice in chunk.choices) == answer.choices[0].text
 
 
+def paints(client):
+    return client.models.list().data[0].capabilities["painting"]
+
+
+def drawing(client, model):
+    """Pictures from a prompt, and an answer of text and picture; with a model that paints only."""
+    painter = client.models.retrieve(model).painter
+    size = painter["sizes"][0]
+    paint = lambda **more: client.images.generate(prompt="a red apple", response_format="b64_json", **more)
+    answer = paint(n=2, size=size, extra_body={"seed": 7})
+    files = [base64.b64decode(picture.b64_json) for picture in answer.data]
+    assert len(files) == 2 and all(file.startswith(b"\x89PNG") for file in files), answer
+    assert b"a red apple" in files[0] and files[0] != files[1]
+    assert base64.b64decode(paint(model=painter["id"], extra_body={"seed": 8}).data[0].b64_json) == files[1]
+    fails(openai.BadRequestError, lambda: paint(size="1x1"), "size", size)
+    # The built-in model writes a picture prompt when it has done nothing else so far.
+    history = [{"role": role, "content": content} for _ in range(6) for role, content in (("user", "a"), ("assistant", "<h>a</h>"))]
+    ask = lambda messages, **more: client.chat.completions.create(model=model, messages=messages, max_tokens=16, temperature=0, seed=5, **more)
+    question = history + [{"role": "user", "content": "a"}]
+    whole = ask(question, modalities=["text", "image"]).choices[0].message
+    assert whole.images[0]["image_url"]["url"].startswith("data:image/png;base64,"), whole
+    prompt = whole.content.split("<h>")[1].split("</h>")[0]
+    assert whole.images[0]["painting"] == {"prompt": prompt, "seed": 5, "size": size}, whole.images
+    steps, images = [], []
+    for chunk in ask(question, modalities=["text", "image"], stream=True):
+        for choice in chunk.choices:
+            if choice.model_extra.get("painting"):
+                steps.append(choice.model_extra["painting"]["step"])
+            images += (choice.delta.model_extra or {}).get("images") or []
+    assert steps == sorted(steps) and len(steps) > 1, steps
+    assert images == whole.images
+    # The client's own way of putting a stream together, and the answer as part of the next request.
+    with client.chat.completions.stream(model=model, messages=question, max_tokens=16, temperature=0, seed=5,
+                                        extra_body={"modalities": ["text", "image"]}) as stream:
+        final = stream.get_final_completion().choices[0].message
+    assert final.content == whole.content and final.images[0]["image_url"] == whole.images[0]["image_url"], final
+    without = ask(question + [{"role": "assistant", "content": whole.content}, {"role": "user", "content": "What is it?"}])
+    seen = ask(question + [whole, {"role": "user", "content": "What is it?"}])
+    assert seen.usage.prompt_tokens_details.image_tokens > 0, seen.usage
+    assert seen.usage.prompt_tokens > without.usage.prompt_tokens
+
+
 def errors(client, model, url, key):
     ask = lambda content="Hello", **more: client.chat.completions.create(model=model, messages=[{"role": "user", "content": content}], **more)
     fails(openai.NotFoundError, lambda: client.chat.completions.create(model="gpt-4o", messages=[{"role": "user", "content": "Hi"}]), "gpt-4o")
@@ -131,7 +173,9 @@ def errors(client, model, url, key):
     fails(openai.BadRequestError, lambda: ask("word " * 20000), "limit")
     fails(openai.BadRequestError, lambda: ask([{"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}]), "image")
     fails(openai.BadRequestError, lambda: ask([{"type": "image_url", "image_url": {"url": "http://127.0.0.1/x.png"}}]))
-    fails(openai.APIStatusError, lambda: client.images.generate(prompt="a red apple"))
+    if not paints(client):
+        assert fails(openai.NotFoundError, lambda: client.images.generate(prompt="a red apple")).code == "no_painter"
+        assert fails(openai.BadRequestError, lambda: ask(modalities=["text", "image"])).code == "no_painter"
     if key:
         stranger = openai.OpenAI(base_url=url + "/v1", api_key="not-the-key", max_retries=0)
         fails(openai.AuthenticationError, lambda: stranger.models.list())
@@ -142,6 +186,8 @@ def main():
     client = openai.OpenAI(base_url=url + "/v1", api_key=key or "none", max_retries=0, timeout=300)
     model = models(client)
     parts = [text, image, turns, streaming, options, completions]
+    if paints(client):
+        parts.append(drawing)
     for part in parts:
         part(client, model)
     errors(client, model, url, key)

@@ -7,6 +7,8 @@ import { addText, append, newId, pathTo } from './store/thread.js';
 
 /** How long a page may take to hear that it goes away, in milliseconds. */
 const LEAVING = 250;
+/** Steps between previews of a picture that is being drawn. */
+const PREVIEW_EVERY = 5;
 const CONNECTION = ['network', 'broken'];
 
 /** Events: `start` and `end` (detail: the conversation and the message). */
@@ -15,6 +17,8 @@ export class Answering extends EventTarget {
   #library;
   #preferences;
   #running = new Map();
+  /** How far pictures have come, by the message that they belong to. */
+  #paintings = new Map();
 
   /**
    * @param {import('./api/client.js').Client} client
@@ -35,6 +39,15 @@ export class Answering extends EventTarget {
     return this.#running.has(id);
   }
 
+  /**
+   * How far the picture of a message has come; undefined while none is being drawn.
+   * @param {string} id of the message
+   * @returns {import('./api/client.js').Progress | undefined}
+   */
+  progress(id) {
+    return this.#paintings.get(id);
+  }
+
   /** Stops the answer that a conversation waits for, if any; resolves when it has ended. */
   async stop(id) {
     const answer = this.#running.get(id);
@@ -47,10 +60,43 @@ export class Answering extends EventTarget {
    * @param {import('./store/thread.js').Conversation} conversation
    * @param {import('./store/thread.js').Message} question
    * @param {string} model
-   * @param {boolean} draw
    */
-  async answer(conversation, question, model, draw) {
+  async answer(conversation, question, model) {
     await this.stop(conversation.id);
+    const draw = question.draw === true;
+    const message = append(conversation, question.id, { role: 'assistant', parts: [], status: 'running', model, ...(draw && { draw }) });
+    await this.#run(conversation, message, async (signal, started) => {
+      const body = await this.#body(conversation, question, model, draw);
+      let reason = 'stop';
+      for await (const event of this.#client.chat(body, conversation.id, signal)) {
+        if (event.type === 'finish') reason = event.reason;
+        else await this.#take(event, conversation, message, started);
+      }
+      return reason === 'length' ? 'length' : 'done';
+    });
+  }
+
+  /**
+   * Draws a picture of a question's own words for an answer that has none.
+   * @param {import('./store/thread.js').Conversation} conversation
+   * @param {import('./store/thread.js').Message} message the answer
+   * @param {string} prompt
+   */
+  async draw(conversation, message, prompt) {
+    await this.stop(conversation.id);
+    const before = message.status;
+    message.status = 'running';
+    delete message.failure;
+    this.#paintings.set(message.id, { prompt, seed: null, size: '', step: 0, steps: null, preview: null });
+    await this.#run(conversation, message, async (signal, started) => {
+      const seed = this.#preferences.get('seed');
+      await this.#take(await this.#client.paint(prompt, seed, conversation.id, signal), conversation, message, started);
+      return before;
+    });
+  }
+
+  /** Runs what makes an answer, which gives the status that the answer then has. */
+  async #run(conversation, message, make) {
     const control = new AbortController();
     let end;
     const ended = new Promise((resolve) => {
@@ -58,19 +104,13 @@ export class Answering extends EventTarget {
     });
     this.#running.set(conversation.id, { control, ended });
     this.#library.setBusy(conversation.id, true);
-    const message = append(conversation, question.id, { role: 'assistant', parts: [], status: 'running', model });
     const started = performance.now();
+    const earlier = message.times;
     message.times = { first: null, total: 0 };
     this.#tell('start', conversation, message);
     await this.#library.save(conversation);
     try {
-      const body = await this.#body(conversation, question, model, draw);
-      let reason = 'stop';
-      for await (const event of this.#client.chat(body, conversation.id, control.signal)) {
-        if (event.type === 'finish') reason = event.reason;
-        else await this.#take(event, conversation, message, started);
-      }
-      message.status = reason === 'length' ? 'length' : 'done';
+      message.status = await make(control.signal, started);
     } catch (error) {
       const failure = error instanceof Failure ? error : unreachable();
       // When the page goes away, its connections break first and `pagehide` comes after.
@@ -82,6 +122,9 @@ export class Answering extends EventTarget {
       }
     }
     message.times.total = performance.now() - started;
+    // What was drawn afterwards says nothing about how fast the text came.
+    if (earlier) message.times = earlier;
+    this.#paintings.delete(message.id);
     this.#running.delete(conversation.id);
     // It may have been deleted meanwhile.
     if (this.#library.get(conversation.id)) await this.#library.save(conversation);
@@ -97,7 +140,7 @@ export class Answering extends EventTarget {
     };
     const messages = await toMessages(pathTo(conversation, question), this.#preferences.get('system'), dataUrl);
     const body = { model, messages, ...this.#preferences.parameters() };
-    if (draw) body.modalities = ['text', 'image'];
+    if (draw) Object.assign(body, { modalities: ['text', 'image'], painting: { preview_every: PREVIEW_EVERY } });
     return body;
   }
 
@@ -109,10 +152,23 @@ export class Answering extends EventTarget {
         break;
       case 'picture': {
         message.times.first ??= performance.now() - started;
-        const picture = { id: newId(), conversation: conversation.id, ...(await fromDataUrl(event.url, 'drawn picture')) };
-        message.parts.push({ type: 'picture', picture: picture.id });
+        message.times.said ??= performance.now() - started;
+        const name = event.painting?.seed ? `drawing-${event.painting.seed}.png` : 'drawing.png';
+        const picture = { id: newId(), conversation: conversation.id, ...(await fromDataUrl(event.url, name)) };
+        message.parts.push({ type: 'picture', picture: picture.id, ...(event.painting && { painting: event.painting }) });
+        this.#paintings.delete(message.id);
         await this.#library.save(conversation, [picture]);
         break;
+      }
+      case 'painting': {
+        message.times.first ??= performance.now() - started;
+        message.times.said ??= performance.now() - started;
+        const { type: _type, ...progress } = event;
+        // The last preview stays until there is a newer one.
+        progress.preview ??= this.#paintings.get(message.id)?.preview ?? null;
+        this.#paintings.set(message.id, progress);
+        this.#library.touch(conversation);
+        return;
       }
       case 'model':
         message.model = event.name;

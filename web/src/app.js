@@ -6,7 +6,7 @@ import { element } from './dom.js';
 import { takePicture, toDataUrl } from './picture/intake.js';
 import { Library } from './store/library.js';
 import { Preferences, keepDraft, takeDraft } from './store/preferences.js';
-import { append, choose, newConversation, newId, path, picturesOf, textOf, titleOf } from './store/thread.js';
+import { append, choose, newConversation, newId, path, picturesOf, shownText, textOf, titleOf } from './store/thread.js';
 import { pack, unpack } from './store/transfer.js';
 import { announce, announceAnswer } from './view/announce.js';
 import { Composer } from './view/composer.js';
@@ -154,20 +154,20 @@ export class App {
     const kept = pictures.map(({ id, blob, name, width, height }) => ({ id: id ?? newId(), conversation: conversation.id, blob, name, width, height }));
     const parts = kept.map(({ id }) => ({ type: 'picture', picture: id }));
     if (text) parts.push({ type: 'text', text });
-    const question = append(conversation, parent, { role: 'user', parts });
+    const question = append(conversation, parent, { role: 'user', parts, ...(draw && { draw }) });
     await this.#library.save(conversation, kept);
     if (this.#conversation === conversation) {
       if (location.hash !== `#${conversation.id}`) history.pushState(null, '', `#${conversation.id}`);
       this.#sidebar.render();
       this.#view.toEnd();
     }
-    await this.#answer(conversation, question, draw);
+    await this.#answer(conversation, question);
   }
 
-  async #answer(conversation, question, draw = false) {
+  async #answer(conversation, question) {
     if (!this.#model) await this.#connect(false);
     // Without a list of models the request itself says what is wrong.
-    await this.#answering.answer(conversation, question, this.#model?.id ?? 'default', draw);
+    await this.#answering.answer(conversation, question, this.#model?.id ?? 'default');
   }
 
   #ended({ conversation, message }) {
@@ -175,7 +175,7 @@ export class App {
     const shown = conversation.id === this.#conversation.id;
     if (message.status === 'failed') announce(shown ? message.failure.message : `${titleOf(conversation)}: ${message.failure.message}`, 'alert');
     else if (message.status === 'stopped') announce('Stopped');
-    else announceAnswer(shown ? 'Answer' : `Answer in ${titleOf(conversation)}`, textOf(message) || 'a picture');
+    else announceAnswer(shown ? 'Answer' : `Answer in ${titleOf(conversation)}`, shownText(message) || 'a picture');
   }
 
   async #tryExample(file, question) {
@@ -197,7 +197,10 @@ export class App {
     return {
       pictureUrl: (id) => this.#library.pictureUrl(id),
       canLookInside: () => this.#model?.mining ?? false,
+      progress: (id) => this.#answering.progress(id),
       onpicture: (id) => this.#openPicture(id),
+      onask: (id) => this.#askAbout(id),
+      ondraw: (message) => this.#drawWords(message),
       onretry: (message) => this.#retry(message),
       onedit: (message) => this.#edit(message),
       onversion: (message) => this.#showVersion(message),
@@ -219,6 +222,21 @@ export class App {
     this.#answer(conversation, question);
   }
 
+  /** Puts a picture that was drawn into the next question. */
+  async #askAbout(id) {
+    const picture = await this.#library.picture(id);
+    if (picture) this.#composer.attach(picture);
+  }
+
+  /** Draws the words of a question for whose answer the model wrote no prompt. */
+  #drawWords(message) {
+    const conversation = this.#conversation;
+    const words = textOf(conversation.messages[message.parent]).trim();
+    if (!words || this.#answering.isRunning(conversation.id)) return;
+    this.#composer.focus();
+    this.#answering.draw(conversation, message, words);
+  }
+
   async #edit(message) {
     if (!message || this.#answering.isRunning(this.#conversation.id)) return;
     const pictures = (await Promise.all(picturesOf(message).map((id) => this.#library.picture(id)))).filter(Boolean);
@@ -234,6 +252,7 @@ export class App {
       oncancel: () => this.#view.stopEditing(),
     });
     composer.setPainting(this.#model?.painting ?? false);
+    composer.setDrawing(message.draw === true);
     composer.set({ text: textOf(message), pictures });
     this.#view.edit(message.id, composer);
   }

@@ -30,11 +30,11 @@ const PAINTED =
 /**
  * @param {{port?: number, key?: string, painting?: boolean, unready?: number, crops?: boolean}} options `unready`: so many requests come too early;
  *   `crops`: the model looks at four crops and an overview
- * @returns {Promise<{url: string, requests: object[], cut: number, close: () => Promise<void>}>} `requests` are the bodies of chat requests, `conversations`
- *   their `X-Conversation` headers; `cut` counts streams that their client left
+ * @returns {Promise<{url: string, requests: object[], painted: object[], cut: number, close: () => Promise<void>}>} `requests` are the bodies of chat requests, `conversations`
+ *   their `X-Conversation` headers; `painted` the bodies of requests for pictures; `cut` counts streams that their client left
  */
 export async function startMock({ port = 0, key = '', painting = false, unready = 0, crops = false } = {}) {
-  const state = { requests: [], conversations: [], cut: 0, failures: 0 };
+  const state = { requests: [], painted: [], conversations: [], cut: 0, failures: 0 };
   let refusals = unready;
   const server = createServer(async (request, response) => {
     const { pathname } = new URL(request.url, 'http://mock');
@@ -46,6 +46,7 @@ export async function startMock({ port = 0, key = '', painting = false, unready 
     }
     if (pathname === '/v1/models') return json(response, 200, models(painting));
     const body = JSON.parse(await text(request));
+    if (pathname === '/v1/images/generations') return words(body, response, state);
     if (pathname === '/v1/mining') return json(response, 200, mining(body, crops));
     state.requests.push(body);
     state.conversations.push(request.headers['x-conversation']);
@@ -111,6 +112,7 @@ const CUES = [
   ['too long', (response) => refuse(response, 400, 'The prompt has 3000 tokens; the context holds 2048.', 'context_length_exceeded')],
   ['broken', (response) => refuse(response, 500, 'internal error', 'internal')],
   ['paint', (response) => paint(response)],
+  ['draw', (response, state) => draw(response, state)],
   ['limit', (response) => stream(response, pieces('One two three'), 5, null, 'length')],
 ];
 
@@ -185,6 +187,34 @@ function paint(response) {
   const url = `data:image/png;base64,${PAINTED}`;
   send(response, { choices: [{ index: 0, delta: { content: [{ type: 'text', text: 'Here it is.' }, { type: 'image_url', image_url: { url } }] } }] });
   finish(response, 3);
+}
+
+/** Text with a picture prompt, the way to the picture, the picture. It stays at the third step until `state.dry` is set. */
+async function draw(response, state) {
+  begin(response);
+  let open = true;
+  response.on('close', () => {
+    if (open) state.cut += 1;
+    open = false;
+  });
+  for (const content of ['Gladly.', ' <h>a red', ' square</h>']) send(response, { choices: [{ index: 0, delta: { content } }] });
+  const painting = { prompt: 'a red square', seed: 4711, size: '96x64' };
+  const url = `data:image/png;base64,${PAINTED}`;
+  send(response, { choices: [{ index: 0, delta: {}, painting: { ...painting, step: 0, steps: null } }] });
+  for (let step = 0; step <= 4; step += 1) {
+    await wait(10);
+    send(response, { choices: [{ index: 0, delta: {}, painting: { ...painting, step, steps: 4, ...(step === 2 && { preview: url }) } }] });
+    while (step === 3 && open && !state.dry) await wait(10);
+  }
+  if (!open) return;
+  send(response, { choices: [{ index: 0, delta: { images: [{ type: 'image_url', index: 0, image_url: { url }, painting }] } }] });
+  open = false;
+  finish(response, 9);
+}
+
+function words(body, response, state) {
+  state.painted.push(body);
+  json(response, 200, { created: 0, data: [{ b64_json: PAINTED, seed: 12 }], output_format: 'png', size: '8x8' });
 }
 
 function wait(milliseconds) {

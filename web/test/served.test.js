@@ -6,9 +6,12 @@ import { spawn } from 'node:child_process';
 import { readFileSync } from 'node:fs';
 import { after, before, test } from 'node:test';
 import { fileURLToPath } from 'node:url';
+import { append, newConversation } from '../src/store/thread.js';
+import { pack } from '../src/store/transfer.js';
 import { CAT, PHONE, accessible, alphas, answered, ask, becomes, files, fits, lastAnswer, shot, visit } from './browser.js';
 
 const MGM = process.env.MGM ?? fileURLToPath(new URL('../../target/release/mgm', import.meta.url));
+const PAINTER = fileURLToPath(new URL('../../crates/mgm-diffusion/tests/fixtures/tiny-sdxl', import.meta.url));
 const START = 600_000;
 
 let server;
@@ -198,6 +201,45 @@ test('a server that asks for a key, and one that went away', { timeout: START },
   await keyed.stop();
   await ask(page, 'Another one?');
   assert.match(await page.locator('.failure-words').innerText(), /^The server cannot be reached\./);
+});
+
+test('a picture is drawn, and asked about', { timeout: START }, async (t) => {
+  const painting = await serve('--painter', PAINTER, '--painter-steps', '8', '--log-level', 'warn');
+  t.after(() => painting.stop());
+  const { page } = await visit(t, painting.url);
+  await page.locator('.model', { hasText: 'smol' }).waitFor();
+  // The built-in model writes a picture prompt when it has done nothing else so far.
+  const practised = newConversation();
+  let last = null;
+  for (let count = 0; count < 6; count += 1) {
+    last = append(practised, last, { role: 'user', parts: [{ type: 'text', text: 'a' }] }).id;
+    last = append(practised, last, { role: 'assistant', parts: [{ type: 'text', text: '<h>a</h>' }], status: 'done' }).id;
+  }
+  await page.click('#settings');
+  await page.locator('#import-file').setInputFiles({ name: 'x.json', mimeType: 'application/json', buffer: Buffer.from(pack([practised], [])) });
+  await page.locator('.toast', { hasText: 'Imported 1 conversation' }).waitFor();
+  await page.keyboard.press('Escape');
+  await page.locator('.conversations a').first().click();
+  await answered(page, 6);
+  await page.click('.toggle');
+  await ask(page, 'a');
+  await page.waitForFunction(() => document.querySelector('.drawn .picture img')?.naturalWidth === 32);
+  assert.doesNotMatch(await lastAnswer(page), /<h>/);
+  assert.match(await page.locator('figcaption').innerText(), /^\S.*\s+Seed \d+ \u00b7 32 \u00d7 32$/);
+  await shot(page, 'served-drawn');
+  await page.click('text=Ask about this picture');
+  await page.click('.toggle');
+  await ask(page, 'What is in the picture?');
+  assert.ok(await lastAnswer(page));
+
+  // A question that it answers without a prompt, for which one token has no room, is drawn by its own words.
+  await setParameters(page, { max_tokens: 1 });
+  await page.click('#new');
+  await page.click('.toggle');
+  await ask(page, 'Name a colour.');
+  await page.click('text=Draw my words');
+  await page.waitForFunction(() => document.querySelector('.drawn .picture img')?.naturalWidth === 32);
+  assert.match(await page.locator('figcaption').innerText(), /^Name a colour\./);
 });
 
 for (const colorScheme of ['light', 'dark']) {

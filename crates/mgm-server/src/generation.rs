@@ -14,7 +14,9 @@ use tokio::sync::mpsc;
 use crate::app::{App, Model};
 use crate::around::Caller;
 use crate::budget::Share;
+use crate::easel::Sketch;
 use crate::error::ApiError;
+use crate::painter::PaintProgress;
 use crate::pictures::{self, PictureFile};
 use crate::wire::answer::Usage;
 use crate::wire::message::{Piece, Turn};
@@ -54,6 +56,18 @@ pub(crate) enum Update {
         choice: usize,
         text: String,
         token: Option<TokenInfo>,
+    },
+    /// An answer's picture is being painted; without progress it waits for those before it.
+    Painting {
+        choice: usize,
+        sketch: Sketch,
+        progress: Option<PaintProgress>,
+    },
+    /// An answer's picture is finished.
+    Painted {
+        choice: usize,
+        sketch: Sketch,
+        png: Vec<u8>,
     },
     /// An answer is complete.
     Finished { choice: usize, reason: &'static str },

@@ -18,6 +18,11 @@ pub(crate) fn unique() -> String {
     )
 }
 
+/// A seed nobody chose, short enough to be typed.
+pub(crate) fn seed() -> u64 {
+    RandomState::new().hash_one(0_u8) & 0xffff_ffff
+}
+
 /// The id that a client gave its request, if it is fit for logs and headers.
 pub(crate) fn acceptable(id: &str) -> bool {
     let fit = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');

@@ -28,6 +28,7 @@ mod around;
 mod body;
 mod budget;
 mod cors;
+mod easel;
 mod error;
 mod generation;
 mod ids;
@@ -36,6 +37,7 @@ mod metrics;
 mod options;
 mod page;
 mod painter;
+mod painting;
 mod pictures;
 #[cfg(feature = "remote-images")]
 mod remote;
@@ -47,5 +49,5 @@ mod wire;
 
 pub use keys::{ApiKeys, KeyError};
 pub use options::{Limits, SamplingDefaults, ServerOptions};
-pub use painter::{PaintError, PaintOrder, Painter};
+pub use painter::{PaintError, PaintOrder, PaintProgress, Painter};
 pub use server::{Server, ServerError};

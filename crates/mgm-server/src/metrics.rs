@@ -57,6 +57,7 @@ pub(crate) struct Metrics {
     pub(crate) connections_refused: AtomicU64,
     pub(crate) streams: Gauge,
     pub(crate) clients_too_slow: AtomicU64,
+    pub(crate) painted: AtomicU64,
 }
 
 impl Default for Metrics {
@@ -70,6 +71,7 @@ impl Default for Metrics {
             connections_refused: AtomicU64::default(),
             streams: Gauge::default(),
             clients_too_slow: AtomicU64::default(),
+            painted: AtomicU64::default(),
         }
     }
 }
@@ -198,6 +200,11 @@ impl Metrics {
             "mgm_http_slow_clients_total",
             "Clients given up because they did not read their answer.",
             self.clients_too_slow.load(Ordering::Relaxed),
+        );
+        page.counter(
+            "mgm_pictures_painted_total",
+            "Pictures painted.",
+            self.painted.load(Ordering::Relaxed),
         );
     }
 }

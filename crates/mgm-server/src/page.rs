@@ -72,6 +72,7 @@ const ASSETS: &[Asset] = assets! {
         "src/view/conversation.js"
         "src/view/copy.js"
         "src/view/dialog.js"
+        "src/view/drawing.js"
         "src/view/drop.js"
         "src/view/inside.js"
         "src/view/message.js"

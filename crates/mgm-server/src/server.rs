@@ -147,9 +147,11 @@ impl Server {
         let deadline = Instant::now() + grace;
         let closed =
             runtime.block_on(async { tokio::time::timeout(grace, stop.closed()).await.is_ok() });
-        let mut finished = true;
+        // Whoever paints, or waits for it, gives up and says so.
+        app.painting.close();
+        let mut finished = app.waiting_to_paint.value() == 0;
         if let Some(model) = app.loaded() {
-            finished = model
+            finished &= model
                 .engine
                 .shutdown(deadline.saturating_duration_since(Instant::now()));
         }

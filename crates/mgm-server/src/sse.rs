@@ -13,7 +13,8 @@ use http_body::Frame;
 use serde::Serialize;
 use tokio::time::{Instant, Sleep, sleep};
 
-use crate::generation::{Generation, Update};
+use crate::easel::Answers;
+use crate::generation::Update;
 use crate::metrics::Held;
 use crate::wire::answer::Usage;
 
@@ -52,7 +53,7 @@ pub(crate) trait EventWriter: Send + Unpin + 'static {
 }
 
 struct EventStream<W> {
-    generation: Generation,
+    answers: Answers,
     writer: W,
     keep_alive: Pin<Box<Sleep>>,
     ended: bool,
@@ -70,14 +71,14 @@ impl<W: EventWriter> http_body::Body for EventStream<W> {
         let this = self.get_mut();
         let mut events = Events::default();
         while !this.ended && events.0.len() < PIECE {
-            match this.generation.poll_next(context) {
+            match this.answers.poll_next(context) {
                 Poll::Ready(Some(Ok(update))) => this.writer.update(update, &mut events),
                 Poll::Ready(Some(Err(error))) => {
                     events.send(&error.body());
                     this.ended = true;
                 }
                 Poll::Ready(None) => {
-                    this.writer.finish(this.generation.usage(), &mut events);
+                    this.writer.finish(this.answers.usage(), &mut events);
                     events.done();
                     this.ended = true;
                 }
@@ -96,10 +97,10 @@ impl<W: EventWriter> http_body::Body for EventStream<W> {
     }
 }
 
-/// The answer that streams a generation.
-pub(crate) fn response(generation: Generation, writer: impl EventWriter, held: Held) -> Response {
+/// The response that streams answers.
+pub(crate) fn response(answers: Answers, writer: impl EventWriter, held: Held) -> Response {
     let stream = EventStream {
-        generation,
+        answers,
         writer,
         keep_alive: Box::pin(sleep(KEEP_ALIVE)),
         ended: false,

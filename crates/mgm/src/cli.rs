@@ -8,8 +8,9 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 
-use self::painting::PAINTER_VARIABLE;
-pub(crate) use self::painting::{ImagineArgs, PaintArgs, PainterWeights};
+pub(crate) use self::painting::{
+    ImagineArgs, LoraChoice, PAINTER_VARIABLE, PaintArgs, PainterWeights, guidance, picture_size,
+};
 pub(crate) use self::reading::{OcrArgs, ReadingModels};
 use crate::picture::PictureSource;
 use crate::serve::ServeArgs;

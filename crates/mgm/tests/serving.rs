@@ -177,6 +177,98 @@ fn what_cannot_be_served_is_told_before_the_model_is_loaded() {
     }
 }
 
+fn painter() -> String {
+    let path = "crates/mgm-diffusion/tests/fixtures/tiny-sdxl";
+    support::root().join(path).display().to_string()
+}
+
+/// The body of an answer with status 200.
+fn body(stream: TcpStream) -> serde_json::Value {
+    let mut answer = String::new();
+    BufReader::new(stream).read_to_string(&mut answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    assert!(head.starts_with("HTTP/1.1 200"), "{answer}");
+    serde_json::from_str(body).unwrap()
+}
+
+/// The bytes that base64 stands for.
+fn bytes(text: &str) -> Vec<u8> {
+    let digit = |byte: u8| match byte {
+        b'A'..=b'Z' => byte - b'A',
+        b'a'..=b'z' => byte - b'a' + 26,
+        b'0'..=b'9' => byte - b'0' + 52,
+        b'+' => 62,
+        _ => 63,
+    };
+    let digits: Vec<u8> = text.trim_end_matches('=').bytes().map(digit).collect();
+    let bytes = digits.chunks(4).flat_map(|group| {
+        let word = group.iter().enumerate().fold(0, |word, (at, digit)| {
+            word | u32::from(*digit) << (18 - 6 * at)
+        });
+        word.to_be_bytes()[1..group.len()].to_vec()
+    });
+    bytes.collect()
+}
+
+#[test]
+fn a_server_with_a_painter_paints_what_imagine_paints() {
+    let painter = painter();
+    let served = Served::start(&["--painter", &painter, "--painter-steps", "3"]);
+    let model = body(served.send("GET", "/v1/models/smol", "", ""));
+    assert_eq!(model["painter"]["id"], "tiny-sdxl");
+    assert_eq!(model["painter"]["sizes"][0], "32x32");
+    assert_eq!(model["painter"]["sizes"][1], "48x32");
+    let order = r#"{"prompt": "a secret fox, and so on: word word word word word word word word word word word word word word word word word word word word word word word word word word word word word word word word word word word word word word word word word word word word word word word word word word word word word word word word word word word word word word word word word word", "size": "48x32", "seed": 5, "n": 2}"#;
+    let prompt = order.split('"').nth(3).unwrap();
+    let painted = body(served.send("POST", "/v1/images/generations", "", order));
+    let folder = tempfile::tempdir().unwrap();
+    for (index, seed) in ["5", "6"].iter().enumerate() {
+        let file = bytes(painted["data"][index]["b64_json"].as_str().unwrap());
+        let texts = mgm_image::png_texts(&file).unwrap();
+        let text = |keyword: &str| &texts.iter().find(|(key, _)| key == keyword).unwrap().1;
+        assert_eq!(
+            (text("Prompt"), text("Seed")),
+            (&prompt.to_string(), &seed.to_string())
+        );
+        assert_eq!((&**text("Steps"), &**text("Size")), ("3", "48x32"));
+        let path = folder.path().join("fox.png").display().to_string();
+        let size = ["--size", "48x32", "--steps", "3", "--seed", *seed];
+        let imagine = ["imagine", prompt, "--model", &painter, "-o", &path];
+        mgm(&[&imagine[..], &size].concat()).ok();
+        let image = |file: &[u8]| mgm_image::decode(file, &mgm_image::Limits::default()).unwrap();
+        assert_eq!(image(&file), image(&std::fs::read(&path).unwrap()));
+    }
+    served.signal(Signal::TERM);
+    let (code, log) = served.end();
+    assert_eq!(code, Some(0), "{log}");
+    assert!(log.contains("outcome=\"finished\""), "{log}");
+    // Not even the end of a prompt that is too long for the encoders.
+    assert!(!log.contains("fox") && !log.contains("word"), "{log}");
+}
+
+#[test]
+fn painting_ends_with_the_last_who_wanted_it() {
+    let painter = painter();
+    let served = Served::start(&["--painter", &painter, "--painter-steps", "999"]);
+    let order = r#"{"prompt": "a fox"}"#;
+    let stream = served.send("POST", "/v1/images/generations", "", order);
+    // Text is answered meanwhile.
+    assert!(served.ask("").starts_with("HTTP/1.1 200"));
+    drop(stream);
+    served.signal(Signal::TERM);
+    let (code, log) = served.end();
+    assert_eq!(code, Some(0), "{log}");
+    assert!(log.contains("outcome=\"cancelled\""), "{log}");
+}
+
+#[test]
+fn a_painter_that_cannot_paint_is_told_before_the_model_is_loaded() {
+    let serve = |more: &[&str]| mgm(&[&["serve", "--port", "0"], more].concat());
+    serve(&["--painter", "no-such-painter"]).fails_clearly(&["no-such-painter"]);
+    serve(&["--painter", &painter(), "--painter-size", "31x31"]).fails_clearly(&["31x31"]);
+    serve(&["--painter-steps", "3"]).fails(2, &["--painter-steps", "needs --painter"]);
+}
+
 #[test]
 fn the_help_tells_every_documented_option() {
     let help = mgm(&["serve", "--help"]).ok();

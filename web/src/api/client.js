@@ -65,6 +65,23 @@ export class Client {
   }
 
   /**
+   * Draws a picture of words, without a model that writes its prompt.
+   * @param {string} prompt
+   * @param {number | null} seed
+   * @param {string} conversation its identifier
+   * @param {AbortSignal} signal
+   * @returns {Promise<AnswerEvent>} the picture
+   */
+  async paint(prompt, seed, conversation, signal) {
+    const body = { prompt, ...(seed === null ? {} : { seed }) };
+    const response = await this.#request('v1/images/generations', { signal, conversation, body });
+    const answer = await response.json().catch(() => null);
+    const [picture] = answer?.data ?? [];
+    if (typeof picture?.b64_json !== 'string') throw new Failure('server', 'The server\u2019s picture cannot be read.');
+    return { type: 'picture', url: `data:image/png;base64,${picture.b64_json}`, painting: toPainting({ ...picture, prompt, size: answer.size }) };
+  }
+
+  /**
    * What region of the picture every patch mined. The answer is checked, because drawing relies on its sizes.
    * @param {string} model
    * @param {string} url data URL of the picture
@@ -127,6 +144,7 @@ function* fromChunk(chunk) {
   if (chunk.error) throw midStream(chunk.error);
   const choice = chunk.choices?.[0];
   if (choice?.delta) yield* fromContent(choice.delta);
+  if (choice?.painting) yield { type: 'painting', ...toProgress(choice.painting) };
   if (choice?.finish_reason) yield { type: 'finish', reason: choice.finish_reason };
   if (chunk.usage) yield toUsage(chunk.usage);
   if (typeof chunk.model === 'string') yield { type: 'model', name: chunk.model };
@@ -147,8 +165,29 @@ function* fromContent({ content, images }) {
   const parts = typeof content === 'string' ? [{ type: 'text', text: content }] : (content ?? []);
   for (const part of [...parts, ...(images ?? [])]) {
     if (part.type === 'text' && part.text) yield { type: 'text', text: part.text };
-    else if (part.type === 'image_url' && /^data:image\//i.test(part.image_url?.url ?? '')) yield { type: 'picture', url: part.image_url.url };
+    else if (part.type === 'image_url' && isPicture(part.image_url?.url)) yield { type: 'picture', url: part.image_url.url, painting: toPainting(part.painting) };
   }
+}
+
+function isPicture(url) {
+  return typeof url === 'string' && /^data:image\//i.test(url);
+}
+
+/** How a picture was drawn, as far as the server says. */
+function toPainting(painting) {
+  if (typeof painting?.prompt !== 'string') return undefined;
+  const { prompt, seed, size } = painting;
+  return { prompt: prompt.trim(), seed: Number.isFinite(seed) ? seed : null, size: typeof size === 'string' ? size : '' };
+}
+
+function toProgress(painting) {
+  const { step, steps, preview } = painting;
+  return {
+    ...(toPainting(painting) ?? { prompt: '', seed: null, size: '' }),
+    step: Number.isFinite(step) ? step : 0,
+    steps: Number.isFinite(steps) && steps > 0 ? steps : null,
+    preview: isPicture(preview) ? preview : null,
+  };
 }
 
 function toUsage(usage) {
@@ -177,7 +216,10 @@ function isMiningView({ region, rows, columns, cell_rows: cellRows, cell_columns
  * @typedef {{id: string, contextLength: number | null, vision: boolean, mining: boolean, painting: boolean,
  *   defaults: {temperature?: number, top_p?: number, max_tokens?: number},
  *   limits: {images?: number, image_bytes?: number, image_pixels?: number}}} Model
- * @typedef {{type: 'text', text: string} | {type: 'picture', url: string} | {type: 'finish', reason: string} |
+ * @typedef {import('../store/thread.js').Painting & {step: number, steps: number | null, preview: string | null}} Progress of a picture
+ *   that is being drawn; without `steps` it waits
+ * @typedef {{type: 'text', text: string} | {type: 'picture', url: string, painting?: import('../store/thread.js').Painting} |
+ *   ({type: 'painting'} & Progress) | {type: 'finish', reason: string} |
  *   {type: 'model', name: string} | {type: 'usage', prompt: number, completion: number, cached: number}} AnswerEvent
  * @typedef {{name: string, region: {x: number, y: number, width: number, height: number}, rows: number, columns: number,
  *   cell_rows: number, cell_columns: number, weights: number[][]}} MiningView

@@ -63,6 +63,11 @@ export class Library extends EventTarget {
     }
   }
 
+  /** Tells the page that something about a conversation changed that is not kept. */
+  touch(conversation) {
+    this.#announce('conversation', conversation.id);
+  }
+
   /** Tells the page at once that an answer grew, and the database within a second. */
   grew(conversation) {
     this.#announce('conversation', conversation.id);

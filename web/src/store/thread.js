@@ -2,11 +2,14 @@
 // path that is shown follows the chosen child of every message.
 
 /**
- * @typedef {{type: 'text', text: string} | {type: 'picture', picture: string}} Part a picture is named by its id
+ * @typedef {{prompt: string, seed: number | null, size: string}} Painting how a picture was drawn
+ * @typedef {{type: 'text', text: string} | {type: 'picture', picture: string, painting?: Painting}} Part a picture is named by its id
  * @typedef {'running' | 'done' | 'length' | 'stopped' | 'failed'} Status
  * @typedef {{id: string, parent: string | null, role: 'user' | 'assistant', created: number, parts: Part[],
- *   status?: Status, failure?: object, model?: string, usage?: {prompt: number, completion: number, cached: number},
- *   times?: {first: number | null, total: number}}} Message times in milliseconds since the request was sent
+ *   draw?: boolean, status?: Status, failure?: object, model?: string, usage?: {prompt: number, completion: number, cached: number},
+ *   times?: {first: number | null, said?: number, total: number}}} Message times in milliseconds since the request was sent,
+ *   `said` when a picture began to be drawn;
+ *   `draw`: a picture was asked for
  * @typedef {{id: string, title: string, created: number, updated: number, messages: Record<string, Message>,
  *   chosen: Record<string, string>}} Conversation `chosen` maps a message's id (`ROOT` for none) to the child that is shown
  */
@@ -76,6 +79,26 @@ export function textOf(message) {
     .filter((part) => part.type === 'text')
     .map((part) => part.text)
     .join('');
+}
+
+/**
+ * The text of a message as it is shown: where a picture is drawn, its prompt (`<h>` to `</h>`, the last pair) stands below the picture.
+ * @param {Message} message
+ */
+export function shownText(message) {
+  const text = textOf(message);
+  const drawn = message.parts.some((part) => part.type === 'picture' && part.painting);
+  if (message.role !== 'assistant' || !message.draw || !(drawn || message.status === 'running')) return text;
+  const start = text.lastIndexOf('<h>');
+  if (start < 0) return text;
+  const end = text.indexOf('</h>', start);
+  const rest = text.slice(0, start) + (end < 0 ? '' : text.slice(end + '</h>'.length));
+  return rest.replaceAll(/<\/?h>/g, '').trim();
+}
+
+/** Whether an answer that was asked for a picture came without one, and without word of why. */
+export function drewNothing(message) {
+  return Boolean(message.draw) && ['done', 'length'].includes(message.status) && !picturesOf(message).length;
 }
 
 /** The ids of a message's pictures. */

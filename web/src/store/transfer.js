@@ -87,9 +87,11 @@ function unpackMessage(source, id, ids, pictureId) {
     parts: source.parts.map((part) => {
       if (part?.type === 'text' && typeof part.text === 'string') return { type: 'text', text: part.text };
       check(part?.type === 'picture', 'A message has a part of an unknown kind.');
-      return { type: 'picture', picture: pictureId(part.picture) };
+      const picture = { type: 'picture', picture: pictureId(part.picture) };
+      return isObject(part.painting) ? { ...picture, painting: unpackPainting(part.painting) } : picture;
     }),
   };
+  if (source.draw === true) message.draw = true;
   if (message.role === 'assistant') {
     message.status = STATUSES.includes(source.status) ? source.status : 'stopped';
     if (message.status === 'failed') message.failure = unpackFailure(source.failure);
@@ -97,9 +99,17 @@ function unpackMessage(source, id, ids, pictureId) {
     const usage = numbers(source.usage, ['prompt', 'completion', 'cached']);
     if (usage) message.usage = usage;
     const times = numbers(source.times, ['first', 'total']);
-    if (times) message.times = times;
+    if (times) message.times = Number.isFinite(source.times.said) ? { ...times, said: source.times.said } : times;
   }
   return message;
+}
+
+function unpackPainting({ prompt, seed, size }) {
+  return {
+    prompt: typeof prompt === 'string' ? prompt.slice(0, 10_000) : '',
+    seed: Number.isFinite(seed) ? seed : null,
+    size: typeof size === 'string' ? size.slice(0, 20) : '',
+  };
 }
 
 function unpackPicture(source, conversation) {

@@ -118,6 +118,23 @@ export class Composer {
     if (!painting) this.#draw.setAttribute('aria-pressed', 'false');
   }
 
+  /** Whether the next question asks for a picture. */
+  setDrawing(drawing) {
+    this.#draw.setAttribute('aria-pressed', String(drawing && !this.#draw.hidden));
+  }
+
+  /**
+   * Adds a picture that is already kept.
+   * @param {import('../picture/intake.js').TakenPicture & {id: string}} picture
+   */
+  attach(picture) {
+    this.#note.textContent = '';
+    const most = this.#options.limits().images ?? Infinity;
+    if (this.#pictures.length >= most) this.#note.textContent = `The server takes at most ${most} pictures with a request.`;
+    else if (!this.#pictures.some(({ id }) => id === picture.id)) this.#add(picture);
+    this.focus();
+  }
+
   /** Adds picture files, with a word about each that cannot be used. */
   async addFiles(files) {
     const limits = this.#options.limits();

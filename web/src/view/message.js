@@ -2,12 +2,14 @@
 
 import { element, icon, iconButton } from '../dom.js';
 import { MarkdownView } from '../markdown/render.js';
-import { picturesOf, textOf } from '../store/thread.js';
+import { drewNothing, picturesOf, shownText } from '../store/thread.js';
 import { copyButton } from './copy.js';
+import { DrawingView, drawnPicture } from './drawing.js';
 
 /**
  * @typedef {import('../store/thread.js').Message} Message
  * @typedef {{pictureUrl: (id: string) => Promise<string | null>, canLookInside: () => boolean, onpicture: (id: string) => void,
+ *   progress: (id: string) => import('../api/client.js').Progress | undefined, onask: (id: string) => void, ondraw: (message: Message) => void,
  *   onretry: (message: Message) => void, onedit: (message: Message) => void, onversion: (message: Message) => void,
  *   onremedy: (remedy: 'key' | 'settings' | 'edit', message?: Message) => void}} Actions
  */
@@ -19,6 +21,7 @@ export class MessageView {
   #showText;
   #pictures = element('div', { class: 'pictures', hidden: true });
   #shownPictures = '';
+  #drawing = new DrawingView();
   #note = element('div', { class: 'note', hidden: true });
   #foot = element('footer');
   #signature = '';
@@ -41,7 +44,7 @@ export class MessageView {
     } else {
       const prose = new MarkdownView();
       this.#showText = (text) => prose.show(text);
-      this.root.append(heading, prose.root, this.#pictures, this.#note, this.#foot);
+      this.root.append(heading, prose.root, this.#pictures, this.#drawing.root, this.#note, this.#foot);
     }
   }
 
@@ -52,20 +55,22 @@ export class MessageView {
    */
   update(message, versions, last) {
     this.#message = message;
-    const text = textOf(message);
+    const text = shownText(message);
+    const progress = this.#actions.progress(message.id);
     if (text !== this.#text) {
       this.#text = text;
       this.#showText(text);
     }
     this.#showPictures();
+    this.#drawing.show(progress);
     const running = message.status === 'running';
-    const signature = JSON.stringify([message.status, message.failure, versions.map((version) => version.id), running && !text, last]);
+    const signature = JSON.stringify([message.status, message.failure, versions.map((version) => version.id), running && !text && !progress, last, drewNothing(message)]);
     if (signature === this.#signature) return;
     this.#signature = signature;
     this.root.classList.toggle('running', running);
     if (running) this.root.setAttribute('aria-busy', 'true');
     else this.root.removeAttribute('aria-busy');
-    this.#showNote(running && !text);
+    this.#showNote(running && !text && !progress);
     this.#showFoot(versions, last);
   }
 
@@ -74,7 +79,13 @@ export class MessageView {
     if (ids.join() === this.#shownPictures) return;
     this.#shownPictures = ids.join();
     this.#pictures.hidden = !ids.length;
-    this.#pictures.replaceChildren(...ids.map((id, index) => this.#picture(id, index, ids.length)));
+    const parts = this.#message.parts.filter((part) => part.type === 'picture');
+    this.#pictures.replaceChildren(
+      ...parts.map(({ picture, painting }, index) => {
+        const button = this.#picture(picture, index, ids.length);
+        return this.#message.role === 'user' ? button : drawnPicture(button, picture, painting, this.#actions);
+      }),
+    );
   }
 
   #picture(id, index, count) {
@@ -97,6 +108,10 @@ export class MessageView {
     this.#note.className = 'note';
     if (thinking) {
       children.push(element('span', { class: 'thinking' }, element('i'), element('i'), element('i')), element('span', { class: 'visually-hidden' }, 'Answering'));
+    } else if (drewNothing(this.#message)) {
+      this.#note.className = 'note undrawn';
+      const draw = element('button', { type: 'button', class: 'button', onclick: () => this.#actions.ondraw(this.#message) }, icon('brush'), 'Draw my words');
+      children.push(element('p', {}, 'The model wrote no picture prompt, so nothing was drawn.'), draw);
     } else if (status === 'stopped') children.push('Stopped.');
     else if (status === 'length') children.push(`The answer was cut off at ${usage?.completion ? `${usage.completion} tokens` : 'its longest'}. Settings can allow more.`);
     else if (status === 'failed') {
@@ -127,7 +142,7 @@ export class MessageView {
     this.#foot.hidden = message.status === 'running';
     const buttons = [];
     if (versions.length > 1) buttons.push(this.#versions(versions));
-    if (textOf(message)) buttons.push(copyButton(() => textOf(this.#message), message.role === 'user' ? 'Copy question' : 'Copy answer'));
+    if (shownText(message)) buttons.push(copyButton(() => shownText(this.#message), message.role === 'user' ? 'Copy question' : 'Copy answer'));
     if (message.role === 'user') buttons.push(iconButton('edit', 'Edit and ask again', () => this.#actions.onedit(this.#message)));
     else if (message.status !== 'failed') buttons.push(iconButton('retry', 'Answer again', () => this.#actions.onretry(this.#message)));
     const account = accountOf(message);
@@ -160,7 +175,7 @@ export function accountOf({ usage, times, model, status }) {
   }
   if (times.first !== null) {
     facts.push(`first after ${seconds(times.first)}`);
-    const rest = (times.total - times.first) / 1000;
+    const rest = ((times.said ?? times.total) - times.first) / 1000;
     if (usage?.completion > 8 && rest > 0.05) facts.push(`${((usage.completion - 1) / rest).toFixed(1)} tokens/s`);
   }
   facts.push(`${seconds(times.total)} in all`);

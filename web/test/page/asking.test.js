@@ -213,21 +213,3 @@ test('parameters are sent when they are set and right', async (t) => {
   assert.equal(lastRequest().temperature, undefined);
   assert.equal(lastRequest().messages[0].role, 'user');
 });
-
-test('a model that draws', async (t) => {
-  const own = await startMock({ painting: true });
-  t.after(() => own.close());
-  const { page } = await visit(t, own.url);
-  await page.locator('.model', { hasText: 'smol' }).waitFor();
-  await page.click('text=Draw');
-  await becomes(() => page.getAttribute('.toggle', 'aria-pressed'), 'true');
-  await ask(page, 'paint a square');
-  assert.deepEqual(own.requests.at(-1).modalities, ['text', 'image']);
-  await page.waitForFunction(() => document.querySelector('.assistant .picture img')?.naturalWidth === 8);
-  assert.equal(await lastAnswer(page), 'Here it is.');
-  await page.reload();
-  await page.waitForFunction(() => document.querySelector('.assistant .picture img')?.naturalWidth === 8);
-  const plain = await visit(t, server.url);
-  await plain.page.locator('.model', { hasText: 'smol' }).waitFor();
-  assert.ok(!(await plain.page.locator('.toggle').isVisible()));
-});

@@ -25,6 +25,32 @@ test('the path follows the chosen versions, and comes back to what followed them
   assert.deepEqual(thread.pathTo(made, other).map(({ id }) => id), [first.id, other.id]);
 });
 
+test('a picture prompt is shown with its picture, and otherwise as it was said', () => {
+  const painting = { prompt: 'a fox', seed: 3, size: '8x8' };
+  const message = (words, more = {}) => ({ role: 'assistant', draw: true, status: 'running', parts: text(words), ...more });
+  const shown = (...of) => thread.shownText(message(...of));
+  assert.equal(shown('Here: <h>a fox</h> Nice?'), 'Here:  Nice?');
+  assert.equal(shown('Here: <h>a fo'), 'Here:');
+  assert.equal(shown('<h>a</h> or <h>b</h>'), 'a or');
+  assert.equal(shown('<h>a fox</h>', { status: 'done' }), '<h>a fox</h>');
+  assert.equal(shown('<h>a fox</h>', { draw: undefined }), '<h>a fox</h>');
+  const drawn = message('Yes. <h>a fox</h>', { status: 'done' });
+  drawn.parts.push({ type: 'picture', picture: 'p', painting });
+  assert.equal(thread.shownText(drawn), 'Yes.');
+  assert.ok(!thread.drewNothing(drawn));
+  assert.ok(thread.drewNothing(message('No.', { status: 'done' })));
+  assert.ok(!thread.drewNothing(message('No.', { status: 'stopped' })));
+
+  const made = thread.newConversation();
+  const question = thread.append(made, null, { role: 'user', draw: true, parts: text('Draw.') });
+  thread.append(made, question.id, drawn);
+  const picture = { id: 'p', conversation: made.id, name: 'drawing.png', width: 8, height: 8, type: 'image/png', bytes: new Uint8Array([1]) };
+  const [{ conversation: back }] = unpack(pack([made], [picture]));
+  const [asked, answer] = thread.path(back);
+  assert.ok(asked.draw && answer.draw);
+  assert.deepEqual(answer.parts[1].painting, painting);
+});
+
 test('titles and search', () => {
   const { made } = conversation();
   assert.equal(thread.titleOf(made), 'What is it?');

@@ -8,18 +8,20 @@ use axum::extract::{Request, State};
 use axum::response::Response;
 use mgm_engine::{Engine, TokenInfo};
 
-use crate::app::App;
+use crate::app::{App, Model};
 use crate::around::{Caller, json};
 use crate::body::read_json;
+use crate::easel::{self, Answers, Easel};
 use crate::error::ApiError;
-use crate::generation::{self, Asked, Generation, Order, Update};
+use crate::generation::{self, Asked, Order, Update};
 use crate::ids;
+use crate::painting;
 use crate::sse::{self, EventWriter, Events};
 use crate::wire::answer::{
     AssistantMessage, ChatChoice, ChatChunk, ChatCompletion, ChatLogprobs, ChunkChoice,
-    ContentLogprob, Delta, TokenLogprob, Usage,
+    ContentLogprob, Delta, PaintedImage, Painting, TokenLogprob, Usage,
 };
-use crate::wire::chat::ChatRequest;
+use crate::wire::chat::{ChatRequest, PaintingOptions};
 
 /// Which program made an answer.
 pub(super) const FINGERPRINT: &str = concat!("mgm-", env!("CARGO_PKG_VERSION"));
@@ -56,8 +58,16 @@ pub(super) async fn complete(
         .shared
         .sampling(logprobs, &app.options.defaults, limits)?;
     let choices = request.shared.choices(1, limits)?;
+    let mut turns = request.turns()?;
+    let easel = match request.painting()? {
+        Some(options) => Some(easel(&app, model, &caller, &options, sampling.seed)?),
+        None => None,
+    };
+    if easel.is_some() {
+        easel::ask_for_picture(&mut turns);
+    }
     let order = Order {
-        asked: Asked::Chat(request.turns()?),
+        asked: Asked::Chat(turns),
         sampling,
         choices,
         share,
@@ -65,6 +75,10 @@ pub(super) async fn complete(
     let name = request.shared.model.take();
     let head = Head::new("chatcmpl", name.unwrap_or_else(|| model.info.name.clone()));
     let generation = generation::start(&app, model, &caller, order).await?;
+    let answers = match easel {
+        Some(easel) => Answers::painted(generation, choices, easel),
+        None => generation.into(),
+    };
     let engine = logprobs.map(|_| model.engine.clone());
     if request.shared.stream {
         let writer = Writer {
@@ -73,24 +87,49 @@ pub(super) async fn complete(
             engine,
             usage: request.shared.include_usage(),
         };
-        return Ok(sse::response(
-            generation,
-            writer,
-            app.metrics.streams.hold(),
-        ));
+        return Ok(sse::response(answers, writer, app.metrics.streams.hold()));
     }
-    collect(generation, head, choices, engine).await
+    collect(answers, head, choices, engine).await
+}
+
+/// What is needed to paint the answers' pictures.
+fn easel(
+    app: &Arc<App>,
+    model: &Model,
+    caller: &Caller,
+    options: &PaintingOptions,
+    seed: Option<u64>,
+) -> Result<Easel, ApiError> {
+    let Some(painter) = &model.painter else {
+        return Err(ApiError::invalid(
+            "modalities",
+            "`image` in `modalities`: this server has no model that paints, it answers in text only",
+        )
+        .with_code("no_painter"));
+    };
+    let own_seed = options.seed.map(|seed| seed as u64);
+    let preview_every = options.preview_every.unwrap_or(0);
+    Ok(Easel {
+        app: Arc::clone(app),
+        painter: Arc::clone(painter),
+        request: Arc::clone(&caller.id),
+        size: painting::size(&**painter, options.size.as_deref(), "painting.size")?,
+        seed: own_seed.or(seed).unwrap_or_else(ids::seed),
+        preview_every: usize::try_from(preview_every).unwrap_or(usize::MAX),
+        place: painting::take_place(app)?,
+    })
 }
 
 /// An answer in the making.
 struct Collected {
     text: String,
     logprobs: Option<ChatLogprobs>,
+    images: Vec<PaintedImage>,
     finish_reason: &'static str,
 }
 
 async fn collect(
-    mut generation: Generation,
+    mut generation: Answers,
     head: Head,
     choices: usize,
     engine: Option<Engine>,
@@ -98,12 +137,13 @@ async fn collect(
     let empty = || Collected {
         text: String::new(),
         logprobs: engine.as_ref().map(|_| no_logprobs()),
+        images: Vec::new(),
         finish_reason: "stop",
     };
     let mut answers: Vec<Collected> = std::iter::repeat_with(empty).take(choices).collect();
     while let Some(update) = generation.next().await {
         match update? {
-            Update::Started { .. } => {}
+            Update::Started { .. } | Update::Painting { .. } => {}
             Update::Token {
                 choice,
                 text,
@@ -117,6 +157,13 @@ async fn collect(
                     logprobs.content.extend(logprob(engine, token));
                 }
             }
+            Update::Painted {
+                choice,
+                sketch,
+                png,
+            } => answers[choice]
+                .images
+                .push(PaintedImage::new(&png, &sketch)),
             Update::Finished { choice, reason } => answers[choice].finish_reason = reason,
         }
     }
@@ -133,6 +180,7 @@ async fn collect(
                     role: "assistant",
                     content: answer.text,
                     refusal: None,
+                    images: answer.images,
                 },
                 logprobs: answer.logprobs,
                 finish_reason: answer.finish_reason,
@@ -194,17 +242,13 @@ impl EventWriter for Writer {
         match update {
             Update::Started { .. } => {
                 for index in 0..self.choices {
-                    let choice = ChunkChoice {
-                        index,
-                        delta: Delta {
-                            role: Some("assistant"),
-                            content: Some(""),
-                            refusal: Some(None),
-                        },
-                        logprobs: None,
-                        finish_reason: None,
+                    let delta = Delta {
+                        role: Some("assistant"),
+                        content: Some(""),
+                        refusal: Some(None),
+                        ..Delta::default()
                     };
-                    self.send(&[choice], None, events);
+                    self.send(&[ChunkChoice::new(index, delta)], None, events);
                 }
             }
             Update::Token {
@@ -224,23 +268,42 @@ impl EventWriter for Writer {
                 if text.is_empty() && logprobs.is_none() {
                     return;
                 }
+                let delta = Delta {
+                    content: Some(&text),
+                    ..Delta::default()
+                };
                 let choice = ChunkChoice {
-                    index: choice,
-                    delta: Delta {
-                        content: Some(&text),
-                        ..Delta::default()
-                    },
                     logprobs,
-                    finish_reason: None,
+                    ..ChunkChoice::new(choice, delta)
                 };
                 self.send(&[choice], None, events);
             }
+            Update::Painting {
+                choice,
+                sketch,
+                progress,
+            } => {
+                let choice = ChunkChoice {
+                    painting: Some(Painting::in_progress(&sketch, progress.as_ref())),
+                    ..ChunkChoice::new(choice, Delta::default())
+                };
+                self.send(&[choice], None, events);
+            }
+            Update::Painted {
+                choice,
+                sketch,
+                png,
+            } => {
+                let delta = Delta {
+                    images: vec![PaintedImage::new(&png, &sketch)],
+                    ..Delta::default()
+                };
+                self.send(&[ChunkChoice::new(choice, delta)], None, events);
+            }
             Update::Finished { choice, reason } => {
                 let choice = ChunkChoice {
-                    index: choice,
-                    delta: Delta::default(),
-                    logprobs: None,
                     finish_reason: Some(reason),
+                    ..ChunkChoice::new(choice, Delta::default())
                 };
                 self.send(&[choice], None, events);
             }

@@ -62,7 +62,7 @@ pub(super) async fn complete(
             usage: request.shared.include_usage(),
         };
         return Ok(sse::response(
-            generation,
+            generation.into(),
             writer,
             app.metrics.streams.hold(),
         ));
@@ -100,7 +100,8 @@ async fn collect(
     let mut reasons = vec!["stop"; texts.len()];
     while let Some(update) = generation.next().await {
         match update? {
-            Update::Started { .. } => {}
+            // Texts are gone on with, not painted.
+            Update::Started { .. } | Update::Painting { .. } | Update::Painted { .. } => {}
             Update::Token {
                 choice,
                 text,
@@ -226,6 +227,7 @@ impl EventWriter for Writer {
                 };
                 self.send(&[choice], None, events);
             }
+            Update::Painting { .. } | Update::Painted { .. } => {}
             Update::Finished {
                 choice: index,
                 reason,

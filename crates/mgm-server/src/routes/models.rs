@@ -9,6 +9,7 @@ use serde::Serialize;
 use crate::app::{App, Model, model_not_found};
 use crate::around::json;
 use crate::error::ApiError;
+use crate::painting::size_name;
 
 /// A model, as OpenAI describes it, and what else is worth knowing.
 #[derive(Serialize)]
@@ -20,6 +21,7 @@ struct Description<'a> {
     context_length: usize,
     max_model_len: usize,
     capabilities: Capabilities,
+    painter: Option<PainterDescription>,
     defaults: Defaults,
     limits: Limits,
 }
@@ -29,6 +31,14 @@ struct Capabilities {
     vision: bool,
     mining: bool,
     painting: bool,
+}
+
+/// The model that paints.
+#[derive(Serialize)]
+struct PainterDescription {
+    id: String,
+    /// The preferred one first.
+    sizes: Vec<String>,
 }
 
 /// What is used where a request says nothing.
@@ -70,6 +80,14 @@ fn describe<'a>(app: &App, model: &Model, name: &'a str) -> Description<'a> {
             mining: info.vision.is_some_and(|vision| vision.mines),
             painting: model.painter.is_some(),
         },
+        painter: model.painter.as_ref().map(|painter| PainterDescription {
+            id: painter.name().into(),
+            sizes: painter
+                .sizes()
+                .iter()
+                .map(|size| size_name(*size))
+                .collect(),
+        }),
         defaults: Defaults {
             temperature: defaults.temperature,
             top_p: defaults.top_p,

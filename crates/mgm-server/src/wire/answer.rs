@@ -1,6 +1,12 @@
 //! Answers, in exactly the shapes of OpenAI's API.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde::Serialize;
+
+use crate::easel::Sketch;
+use crate::painter::PaintProgress;
+use crate::painting::size_name;
 
 /// What an answer cost.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
@@ -94,6 +100,86 @@ pub(crate) struct AssistantMessage {
     pub(crate) role: &'static str,
     pub(crate) content: String,
     pub(crate) refusal: Option<()>,
+    /// Absent where nothing was painted.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) images: Vec<PaintedImage>,
+}
+
+/// A painted picture, in the shape that OpenRouter gave it.
+#[derive(Debug, Serialize)]
+pub(crate) struct PaintedImage {
+    #[serde(rename = "type")]
+    kind: &'static str,
+    /// OpenAI's clients put streamed lists together by it.
+    index: usize,
+    image_url: DataUrl,
+    painting: Painting,
+}
+
+#[derive(Debug, Serialize)]
+struct DataUrl {
+    url: String,
+}
+
+impl PaintedImage {
+    /// The first picture of an answer, a PNG file.
+    pub(crate) fn new(png: &[u8], sketch: &Sketch) -> Self {
+        Self {
+            kind: "image_url",
+            index: 0,
+            image_url: DataUrl { url: data_url(png) },
+            painting: Painting::new(sketch),
+        }
+    }
+}
+
+/// How a picture is painted.
+#[derive(Debug, Serialize)]
+pub(crate) struct Painting {
+    prompt: String,
+    seed: u64,
+    size: String,
+    /// Only while it is being painted.
+    #[serde(flatten)]
+    progress: Option<Progress>,
+}
+
+#[derive(Debug, Serialize)]
+struct Progress {
+    step: usize,
+    /// `null` while it waits.
+    steps: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    preview: Option<String>,
+}
+
+impl Painting {
+    fn new(sketch: &Sketch) -> Self {
+        Self {
+            prompt: sketch.prompt.to_string(),
+            seed: sketch.seed,
+            size: size_name(sketch.size),
+            progress: None,
+        }
+    }
+
+    /// A picture in the making; without progress it waits.
+    pub(crate) fn in_progress(sketch: &Sketch, progress: Option<&PaintProgress>) -> Self {
+        Self {
+            progress: Some(Progress {
+                step: progress.map_or(0, |progress| progress.step),
+                steps: progress.map(|progress| progress.steps),
+                preview: progress
+                    .and_then(|progress| progress.preview.as_deref())
+                    .map(data_url),
+            }),
+            ..Self::new(sketch)
+        }
+    }
+}
+
+fn data_url(png: &[u8]) -> String {
+    format!("data:image/png;base64,{}", STANDARD.encode(png))
 }
 
 /// A piece of a streamed chat answer.
@@ -117,6 +203,22 @@ pub(crate) struct ChunkChoice<'a> {
     pub(crate) delta: Delta<'a>,
     pub(crate) logprobs: Option<ChatLogprobs>,
     pub(crate) finish_reason: Option<&'static str>,
+    /// Beside the delta and not in it: OpenAI's clients add up what stands in deltas.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) painting: Option<Painting>,
+}
+
+impl<'a> ChunkChoice<'a> {
+    /// Nothing is new but the delta.
+    pub(crate) fn new(index: usize, delta: Delta<'a>) -> Self {
+        Self {
+            index,
+            delta,
+            logprobs: None,
+            finish_reason: None,
+            painting: None,
+        }
+    }
 }
 
 /// More of a message.
@@ -129,6 +231,8 @@ pub(crate) struct Delta<'a> {
     /// In the first delta only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) refusal: Option<Option<()>>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) images: Vec<PaintedImage>,
 }
 
 /// `logprobs` of a text completion.

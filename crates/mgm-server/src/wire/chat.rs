@@ -17,6 +17,37 @@ pub(crate) struct ChatRequest {
     messages: Messages,
     logprobs: bool,
     top_logprobs: Option<u64>,
+    /// Whether `modalities` asks for a picture.
+    images: bool,
+    painting: Option<PaintingOptions>,
+}
+
+/// How the picture that a request asks for is to be painted.
+#[derive(Debug, Default)]
+pub(crate) struct PaintingOptions {
+    pub(crate) size: Option<String>,
+    pub(crate) seed: Option<i64>,
+    pub(crate) preview_every: Option<u64>,
+}
+
+impl Object for PaintingOptions {
+    const WHAT: &'static str = "an object with a `size`, a `seed` or `preview_every`";
+
+    fn field<'de, A: MapAccess<'de>>(&mut self, name: &str, map: &mut A) -> Result<(), A::Error> {
+        match name {
+            "size" => self.size = value(map)?,
+            "seed" => self.seed = value(map)?,
+            "preview_every" => self.preview_every = value(map)?,
+            _ => skip(map)?,
+        }
+        Ok(())
+    }
+}
+
+impl<'de> Deserialize<'de> for PaintingOptions {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        read(deserializer)
+    }
 }
 
 impl Object for ChatRequest {
@@ -43,14 +74,17 @@ impl Object for ChatRequest {
             "modalities" => {
                 let modalities: Option<AtMost<String, 8>> = value(map)?;
                 for modality in modalities.map(|list| list.0).unwrap_or_default() {
-                    if modality != "text" {
-                        refusals.note(
+                    match modality.as_str() {
+                        "text" => {}
+                        "image" => self.images = true,
+                        _ => refusals.note(
                             "modalities",
-                            format!("`{modality}` in `modalities`: this server answers in text"),
-                        );
+                            format!("`{modality}` in `modalities`: expected text or image"),
+                        ),
                     }
                 }
             }
+            "painting" => self.painting = value(map)?,
             "response_format" => {
                 let format: Option<ResponseFormat> = value(map)?;
                 let kind = format.and_then(|format| format.kind);
@@ -136,6 +170,18 @@ impl ChatRequest {
         }
     }
 
+    /// How a picture is to be painted, if one is asked for.
+    pub(crate) fn painting(&mut self) -> Result<Option<PaintingOptions>, ApiError> {
+        match (self.images, self.painting.take()) {
+            (true, options) => Ok(Some(options.unwrap_or_default())),
+            (false, None) => Ok(None),
+            (false, Some(_)) => Err(ApiError::invalid(
+                "painting",
+                "`painting` goes only with `modalities` that hold `image`",
+            )),
+        }
+    }
+
     /// The conversation. Everything that system and developer messages say stands in one turn at its beginning.
     pub(crate) fn turns(&mut self) -> Result<Vec<Turn>, ApiError> {
         std::mem::take(&mut self.messages).turns()
@@ -172,6 +218,7 @@ mod tests {
                     .sampling(logprobs, &SamplingDefaults::default(), &limits)
             })
             .and_then(|_| request.shared.choices(1, &limits))
+            .and_then(|_| request.painting())
             .and_then(|_| request.turns())
             .unwrap_err();
         let body = error.body();
@@ -220,6 +267,61 @@ mod tests {
     }
 
     #[test]
+    fn pictures_of_answers_are_shown_with_the_next_question() {
+        let image = |url: &str| json!({"type": "image_url", "image_url": {"url": url}});
+        let mut request = parse(json!({"messages": [
+            {"role": "user", "content": "Draw."},
+            {"role": "assistant", "content": "Here: <h>a</h>", "images": [image("data:1")]},
+            {"role": "assistant", "content": [{"type": "text", "text": "And"}, image("data:2")]},
+            {"role": "user", "content": [image("data:3"), {"type": "text", "text": "Which?"}]},
+            {"role": "assistant", "content": "This.", "images": [image("data:4")]}]}));
+        let text = |text: &str| Piece::Text(text.into());
+        let picture = |url: &str, param: &str| {
+            Piece::Picture(PictureAddress {
+                url: url.into(),
+                param: param.into(),
+            })
+        };
+        let turn = |role, pieces| Turn { role, pieces };
+        assert_eq!(
+            request.turns().unwrap(),
+            [
+                turn(Role::User, vec![text("Draw.")]),
+                turn(Role::Assistant, vec![text("Here: <h>a</h>")]),
+                turn(Role::Assistant, vec![text("And")]),
+                turn(
+                    Role::User,
+                    vec![
+                        picture("data:1", "messages[1].images[0].image_url"),
+                        picture("data:2", "messages[2].content[1].image_url"),
+                        picture("data:3", "messages[3].content[0].image_url"),
+                        text("Which?"),
+                    ]
+                ),
+                turn(Role::Assistant, vec![text("This.")]),
+            ]
+        );
+    }
+
+    #[test]
+    fn pictures_are_asked_for() {
+        let mut plain = parse(json!({"modalities": ["text"], "painting": null}));
+        assert!(plain.painting().unwrap().is_none());
+        let mut asks = parse(
+            json!({"modalities": ["text", "image"], "painting": {"size": "8x8", "seed": -1, "preview_every": 2, "x": 1}}),
+        );
+        let painting = asks.painting().unwrap().unwrap();
+        assert_eq!(painting.size.as_deref(), Some("8x8"));
+        assert_eq!((painting.seed, painting.preview_every), (Some(-1), Some(2)));
+        assert!(
+            parse(json!({"modalities": ["image"]}))
+                .painting()
+                .unwrap()
+                .is_some()
+        );
+    }
+
+    #[test]
     fn what_is_not_supported_is_refused_by_name() {
         for (request, param) in [
             (json!({"tools": [{"type": "function"}]}), "tools"),
@@ -232,6 +334,15 @@ mod tests {
             ),
             (json!({"modalities": ["text", "audio"]}), "modalities"),
             (json!({"audio": {"voice": "x"}}), "audio"),
+            (json!({"painting": {"size": "8x8"}}), "painting"),
+            (
+                json!({"messages": [{"role": "system", "content": [{"type": "image_url", "image_url": "x"}]}]}),
+                "messages[0].content[0]",
+            ),
+            (
+                json!({"messages": [{"role": "assistant", "images": [{"type": "image_url"}]}]}),
+                "messages[0].images[0].image_url",
+            ),
             (
                 json!({"messages": [{"role": "tool", "content": "1"}]}),
                 "messages[0].role",
@@ -261,10 +372,6 @@ mod tests {
             (
                 json!({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x", "detail": "most"}}]}]}),
                 "messages[0].content[0].image_url.detail",
-            ),
-            (
-                json!({"messages": [{"role": "assistant", "content": [{"type": "image_url", "image_url": "x"}]}]}),
-                "messages[0].content[0]",
             ),
             (
                 json!({"messages": [{"role": "assistant", "content": null, "tool_calls": [{}]}]}),

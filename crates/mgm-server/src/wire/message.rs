@@ -15,6 +15,9 @@ const MESSAGES: usize = 2048;
 /// Most parts of a message.
 const PARTS: usize = 1024;
 
+/// Most painted pictures of a message.
+const IMAGES: usize = 64;
+
 /// A turn whose pictures are still addresses.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Turn {
@@ -58,6 +61,8 @@ impl Messages {
 struct RawMessage {
     role: Option<String>,
     content: Content,
+    /// Painted pictures, where answers of this server hold them.
+    images: Vec<RawPart>,
     calls_tools: bool,
 }
 
@@ -68,6 +73,10 @@ impl Object for RawMessage {
         match name {
             "role" => self.role = value(map)?,
             "content" => self.content = value(map)?.unwrap_or_default(),
+            "images" => {
+                let images: Option<AtMost<RawPart, IMAGES>> = value(map)?;
+                self.images = images.map(|images| images.0).unwrap_or_default();
+            }
             "tool_calls" | "function_call" => {
                 self.calls_tools |= map.next_value::<Something>()?.0;
             }
@@ -216,6 +225,8 @@ impl ImageUrl {
 fn turns(messages: Vec<RawMessage>) -> Result<Vec<Turn>, ApiError> {
     let mut turns = Vec::with_capacity(messages.len() + 1);
     let mut instructions: Vec<String> = Vec::new();
+    // Pictures of answers, which the model sees with the question that follows: no template has a place for them in an answer.
+    let mut painted: Vec<Piece> = Vec::new();
     for (index, message) in messages.into_iter().enumerate() {
         let at = format!("messages[{index}]");
         let role = match message.role.as_deref() {
@@ -249,7 +260,7 @@ fn turns(messages: Vec<RawMessage>) -> Result<Vec<Turn>, ApiError> {
                 "tool calls are not supported by this server",
             ));
         }
-        let pieces = match message.content {
+        let mut pieces = match message.content {
             Content::Text(text) => vec![Piece::Text(text)],
             Content::Parts(parts) => pieces(parts, role, &at)?,
             Content::Nothing if role == Role::Assistant => Vec::new(),
@@ -260,6 +271,21 @@ fn turns(messages: Vec<RawMessage>) -> Result<Vec<Turn>, ApiError> {
                 ));
             }
         };
+        if role == Role::Assistant {
+            let (texts, mut pictures): (Vec<_>, Vec<_>) = pieces
+                .into_iter()
+                .partition(|piece| matches!(piece, Piece::Text(_)));
+            pieces = texts;
+            for (index, image) in message.images.into_iter().enumerate() {
+                let url = image.image_url.unwrap_or_default();
+                pictures.push(Piece::Picture(
+                    url.address(format!("{at}.images[{index}].image_url"))?,
+                ));
+            }
+            painted.append(&mut pictures);
+        } else if role == Role::User {
+            pieces.splice(0..0, painted.drain(..));
+        }
         if role == Role::System {
             let texts = pieces.into_iter().filter_map(|piece| match piece {
                 Piece::Text(text) => Some(text),
@@ -296,14 +322,14 @@ fn pieces(parts: Vec<RawPart>, role: Role, at: &str) -> Result<Vec<Piece>, ApiEr
             Some("text") => Piece::Text(part.text.ok_or_else(|| {
                 ApiError::invalid(format!("{at}.text"), "a part of type text without `text`")
             })?),
-            Some("image_url") if role == Role::User => {
+            Some("image_url") if role != Role::System => {
                 let url = part.image_url.unwrap_or_default();
                 Piece::Picture(url.address(format!("{at}.image_url"))?)
             }
             Some("image_url") => {
                 return Err(ApiError::invalid(
                     at,
-                    "pictures stand only in messages of the role user",
+                    "pictures stand only in messages of the roles user and assistant",
                 ));
             }
             Some(kind) => {

@@ -51,7 +51,7 @@ pub(crate) struct ImagineArgs {
 }
 
 /// Environment variable that names the model that paints.
-pub(super) const PAINTER_VARIABLE: &str = "MGM_PAINTER";
+pub(crate) const PAINTER_VARIABLE: &str = "MGM_PAINTER";
 
 /// How pictures are painted.
 #[derive(Debug, Args)]
@@ -170,14 +170,14 @@ impl std::str::FromStr for LoraChoice {
     }
 }
 
-fn guidance(text: &str) -> Result<f64, String> {
+pub(crate) fn guidance(text: &str) -> Result<f64, String> {
     match number(text)? {
         value if (0.0..=100.0).contains(&value) => Ok(value),
         _ => Err("expected 0 to 100".into()),
     }
 }
 
-fn picture_size(text: &str) -> Result<(u32, u32), String> {
+pub(crate) fn picture_size(text: &str) -> Result<(u32, u32), String> {
     let sides = text.split_once(['x', 'X', '×']);
     let sides = sides.and_then(|(width, height)| Some((width.parse().ok()?, height.parse().ok()?)));
     sides.ok_or_else(|| "expected width and height, as in 1024x768".into())

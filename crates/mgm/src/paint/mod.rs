@@ -1,6 +1,7 @@
-//! Painting pictures, for `mgm imagine` and `mgm chat --gen`.
+//! Painting pictures, for `mgm imagine`, `mgm chat --gen` and `mgm serve`.
 
 mod file;
+mod silent;
 mod terminal;
 
 use std::path::Path;
@@ -14,6 +15,7 @@ use mgm_nn::WeightStorage;
 use mini_gemini::ModelSource;
 
 pub(crate) use self::file::PictureFile;
+pub(crate) use self::silent::Commission;
 pub(crate) use self::terminal::Display;
 use crate::cli::{PaintArgs, PainterWeights};
 use crate::failure::Failure;

@@ -6,7 +6,10 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum, ValueHint};
 
-use crate::cli::{ModelArgs, number, probability, temperature, template_names};
+use crate::cli::{
+    LoraChoice, ModelArgs, PAINTER_VARIABLE, PaintArgs, PainterWeights, guidance, number,
+    picture_size, probability, temperature, template_names,
+};
 
 /// Serve a model: an OpenAI-compatible API and a web page.
 ///
@@ -18,6 +21,7 @@ use crate::cli::{ModelArgs, number, probability, temperature, template_names};
     Examples:\n  \
     mgm serve\n  \
     mgm serve --port 0 --api-key-file keys.txt\n  \
+    mgm serve --painter sdxl-turbo --painter-size 512x512\n  \
     mgm serve --host 0.0.0.0 --api-key-file keys.txt --cors-origin https://app.example"
 )]
 pub(crate) struct ServeArgs {
@@ -125,6 +129,9 @@ pub(crate) struct ServeArgs {
     pub(crate) vision_cache_bytes: u64,
 
     #[command(flatten)]
+    pub(crate) painter: PainterArgs,
+
+    #[command(flatten)]
     pub(crate) limits: LimitArgs,
 
     /// How long running answers may go on once the server is to stop
@@ -142,6 +149,77 @@ pub(crate) struct ServeArgs {
     /// Log prompts and answers, too
     #[arg(long, help_heading = "Log")]
     pub(crate) log_content: bool,
+}
+
+/// The model that paints, and how. The flags are those of `mgm imagine` with `painter-` before them.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Painting")]
+pub(crate) struct PainterArgs {
+    /// A Stable Diffusion XL model that paints: a folder, a downloaded model's name, a checkpoint file, or `none` [default: with the built-in
+    /// model its emoji-painter, otherwise none]
+    #[arg(long, value_name = "NAME-OR-PATH", env = PAINTER_VARIABLE, value_hint = ValueHint::AnyPath)]
+    pub(crate) painter: Option<String>,
+
+    /// Steps of every picture [default: 50; 4 for distilled models]
+    #[arg(long, value_name = "N")]
+    pub(crate) painter_steps: Option<NonZeroUsize>,
+
+    /// How much the prompt counts against the negative one; up to 1 the negative one is not used [default: 5; the model's own for
+    /// distilled models]
+    #[arg(long, value_name = "G", value_parser = guidance)]
+    pub(crate) painter_guidance: Option<f64>,
+
+    /// Size of pictures that no request gives one [default: what the model was trained on]
+    #[arg(long, value_name = "WxH", value_parser = picture_size)]
+    pub(crate) painter_size: Option<(u32, u32)>,
+
+    /// What not to paint [default: the list of flaws of the official code]
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) painter_negative: Option<String>,
+
+    /// euler, euler-ancestral, ddim, dpm++2m-karras or lcm [default: the model's own]
+    #[arg(long, value_name = "NAME", value_parser = crate::paint::scheduler)]
+    pub(crate) painter_scheduler: Option<mgm_diffusion::SchedulerKind>,
+
+    /// A LoRA adapter to add, with its strength [default: 1]; may be repeated
+    #[arg(long = "painter-lora", value_name = "FILE[:STRENGTH]", value_hint = ValueHint::FilePath)]
+    pub(crate) painter_loras: Vec<LoraChoice>,
+
+    /// CLIP tokeniser (vocab.json, merges.txt) for a checkpoint file that has none beside it
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) painter_tokenizer: Option<PathBuf>,
+
+    /// Another autoencoder for a model in the diffusers layout
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) painter_vae: Option<PathBuf>,
+
+    /// Form in which the painter's weights are kept in memory
+    #[arg(long, value_enum, default_value_t = PainterWeights::Auto)]
+    pub(crate) painter_weights: PainterWeights,
+
+    /// Decode pictures in overlapping tiles: less memory for large ones
+    #[arg(long)]
+    pub(crate) painter_tiles: bool,
+}
+
+impl PainterArgs {
+    /// The same as flags of `mgm imagine`.
+    pub(crate) fn paint_args(&self) -> PaintArgs {
+        PaintArgs {
+            steps: self.painter_steps,
+            guidance: self.painter_guidance,
+            size: self.painter_size,
+            negative: self.painter_negative.clone(),
+            scheduler: self.painter_scheduler,
+            loras: self.painter_loras.clone(),
+            tokenizer: self.painter_tokenizer.clone(),
+            vae: self.painter_vae.clone(),
+            weights: self.painter_weights,
+            tiles: self.painter_tiles,
+            preview: None,
+            show: crate::paint::Display::Auto,
+        }
+    }
 }
 
 /// What a server puts up with.

@@ -1,6 +1,7 @@
 //! `mgm serve`: an OpenAI-compatible API and a web page.
 
 mod args;
+mod painter;
 
 use std::io::Write;
 use std::net::IpAddr;
@@ -12,6 +13,7 @@ use tracing_subscriber::filter::LevelFilter;
 
 pub(crate) use args::ServeArgs;
 use args::{LimitArgs, LogFormat, LogLevel};
+use painter::ServedPainter;
 
 use crate::failure::Failure;
 use crate::{interrupt, model};
@@ -23,6 +25,10 @@ const TEMPERATURE: f32 = 0.2;
 pub(crate) fn run(args: ServeArgs) -> Result<(), Failure> {
     model::prepare(&args.model)?;
     let options = options(&args)?;
+    let painter = ServedPainter::open(
+        &args.painter,
+        args.model.model == mini_gemini::BUILT_IN_NAME,
+    )?;
     start_log(args.log_level, args.log_format);
     let (open, reachable) = (!options.api_keys.required(), !is_loopback(&options.host));
     // Listening comes first: that the port is taken is known before gigabytes are loaded.
@@ -37,7 +43,7 @@ pub(crate) fn run(args: ServeArgs) -> Result<(), Failure> {
     let name = model.name().to_string();
     let engine = Engine::start(Arc::new(model), engine_options(&args))
         .map_err(|error| Failure::from_error(&error))?;
-    server.set_model(engine, None);
+    server.set_model(engine, painter);
 
     let watch = interrupt::watch();
     let mut stdout = std::io::stdout().lock();
