@@ -91,8 +91,8 @@ def retrieval(mgm, data, seed, folder, limit):
     print(f"retrieval: {first} of {len(files)} nearest to their own emoji among {len(records)}, {five} within the nearest five")
 
 
-def naming(mgm, data, seed, folder):
-    records = read_json(data / "train" / "painter.json")
+def naming(mgm, data, seed, folder, limit):
+    records = sorted(read_json(data / "train" / "painter.json"), key=lambda record: stable_fraction("ask " + record["names"][0]))[:limit]
     question = lambda name, file: {"id": name, "image": str(file), "question": "What is in the picture?", "answers": [name], "match": "contains"}
 
     def right(entries):
@@ -122,12 +122,13 @@ def main():
     parser.add_argument("--mgm", default=str(REPOSITORY / "target" / "release" / "mgm"))
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--subjects", type=int, default=100, help="emoji painted for the retrieval check")
+    parser.add_argument("--candidates", type=int, default=749, help="real emoji that the built-in model is asked about, to find ten that it names")
     options = parser.parse_args()
     torch.set_grad_enabled(False)
     with tempfile.TemporaryDirectory() as folder:
         sheet(options.mgm, options.seed, Path(folder))
         retrieval(options.mgm, options.data, options.seed, Path(folder), options.subjects)
-        naming(options.mgm, options.data, options.seed, Path(folder))
+        naming(options.mgm, options.data, options.seed, Path(folder), options.candidates)
 
 
 if __name__ == "__main__":
