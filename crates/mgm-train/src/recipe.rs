@@ -415,6 +415,7 @@ impl Recipe {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::painter::{AnyRecipe, PainterRecipe};
 
     const SMALL: &str =
         "stage = \"align\"\noutput = \"runs/x\"\nsteps = 10\n[data]\njson = [\"a.json\"]\n";
@@ -528,10 +529,18 @@ mod tests {
             .collect();
         assert!(recipes.len() >= 2);
         for path in recipes {
-            let recipe = Recipe::from_file(&path).unwrap();
             // What a run records of its recipe reads back the same.
-            let text = serde_json::to_string(&recipe).unwrap();
-            assert_eq!(serde_json::from_str::<Recipe>(&text).unwrap(), recipe);
+            match AnyRecipe::from_file(&path).unwrap() {
+                AnyRecipe::Model(recipe) => {
+                    let text = serde_json::to_string(&recipe).unwrap();
+                    assert_eq!(serde_json::from_str::<Recipe>(&text).unwrap(), *recipe);
+                }
+                AnyRecipe::Painter(recipe) => {
+                    let text = serde_json::to_string(&recipe).unwrap();
+                    let again = serde_json::from_str::<PainterRecipe>(&text).unwrap();
+                    assert_eq!(again, *recipe);
+                }
+            }
         }
     }
 }

@@ -266,7 +266,8 @@ fn a_painter_that_cannot_paint_is_told_before_the_model_is_loaded() {
     let serve = |more: &[&str]| mgm(&[&["serve", "--port", "0"], more].concat());
     serve(&["--painter", "no-such-painter"]).fails_clearly(&["no-such-painter"]);
     serve(&["--painter", &painter(), "--painter-size", "31x31"]).fails_clearly(&["31x31"]);
-    serve(&["--painter", "none", "--painter-steps", "3"]).fails(2, &["--painter-steps", "needs --painter"]);
+    serve(&["--painter", "none", "--painter-steps", "3"])
+        .fails(2, &["--painter-steps", "needs --painter"]);
 }
 
 #[test]
