@@ -29,7 +29,7 @@ LEFT_OUT = re.compile(
     r"page |pushpin|locked|envelope|battery|video|movie|film |knobs|slider|bookmark|foggy|^fog$|night|dusk|sunrise|sunset|motorway|railway|construction|bus stop|"
     r"elevator|microbe|petri|alembic|placard|receipt|label$|map|ceremony|wedding|martial|mending|beating|growing|pencil|nib|letter|e-mail|arrow|white cane|x-ray"
 )
-TEMPLATES = ["{0}", "{0}", "a picture of {0}", "a 3D emoji of {0}"]
+TEMPLATES = ["{0}", "a picture of {0}", "a 3D emoji of {0}"]
 WORDS = ["big", "small", "tiny", "happy", "beautiful", "old", "new", "shiny", "cute"]
 
 

@@ -71,9 +71,9 @@ pub enum Error {
         /// Which, compactly.
         problems: String,
     },
-    /// The built-in model's folder is in none of the places searched.
+    /// The folder of the built-in model or painter is in none of the places searched.
     #[error(
-        "the built-in model's files were not found; looked in {searched}; set MGM_MODELS_DIR to the folder that holds `smol`"
+        "the built-in model's files were not found; looked in {searched}; set MGM_MODELS_DIR to the folder they are in"
     )]
     BuiltInNotFound {
         /// The folders tried, comma separated.
