@@ -4,13 +4,16 @@ Needs torch, diffusers, transformers, numpy and Pillow, and the packages that `f
 
     mgm train recipes/emoji-painter-autoencoder.toml
     mgm train recipes/emoji-painter.toml
+    mgm train recipes/emoji-painter-known.toml
+
+The first two learn from all pictures, the third from the subjects of `painted.txt`, the ones the painter is to know well.
 """
 
 import json
 import re
 from collections import Counter
+from pathlib import Path
 
-import numpy
 import torch
 from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionModel
 from PIL import Image
@@ -67,6 +70,21 @@ def picture(path):
     canvas = Image.new("RGBA", image.size, (255, 255, 255, 255))
     canvas.alpha_composite(image)
     return canvas.convert("RGB").resize((SIDE, SIDE), Image.LANCZOS)
+
+
+def known(records):
+    """The subjects of `painted.txt` alone; an animal's face answers for the animal too."""
+    wanted = (Path(__file__).parent / "painted.txt").read_text().split("\n")
+    result = []
+    for record in records:
+        label = record["names"][0]
+        if label in wanted:
+            names = [label, label.removesuffix(" face")] if label.endswith(" face") else record["names"]
+            result.append(record | {"names": names, "prompts": prompts(names)})
+    missing = set(filter(None, wanted)) - {record["names"][0] for record in result}
+    if missing:
+        raise SystemExit(f"painted.txt names what no picture has: {', '.join(sorted(missing))}")
+    return result
 
 
 def byte_letters():
@@ -166,6 +184,7 @@ def main():
         records.append({"image": str(target.relative_to(data)), "names": names, "prompts": prompts(names)})
         texts += records[-1]["prompts"]
     write_json(data / "train" / "painter.json", records)
+    write_json(data / "train" / "painter-known.json", known(records))
     folder = data / "painter-untrained"
     vocabulary = tokeniser(folder, texts)
     print(f"{len(records)} pictures, {len(texts)} prompts, {vocabulary} tokens")

@@ -13,6 +13,10 @@ use candle_core::{Device, Tensor};
 use mgm_diffusion::{Condition, UNet, UNetConfig, Vae, VaeConfig, VaeParts};
 use mgm_nn::{WeightPolicy, WeightSource, WeightStorage, save_safetensors};
 
+/// The allocator of `mgm`, which keeps the pages of freed activations.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
 
 fn storage(name: &str) -> Outcome<WeightStorage> {

@@ -9,7 +9,7 @@ use crate::math::multiversion;
 pub(crate) const BLOCK: usize = 32;
 
 /// Fewer values than this are not worth waking other threads for.
-const SERIAL_VALUES: usize = 1 << 16;
+pub(crate) const SERIAL_VALUES: usize = 1 << 16;
 
 /// `m` quantised rows of `k` values: `value ≈ scale · code`.
 pub(crate) struct QuantRows {
@@ -56,33 +56,40 @@ impl QuantRows {
     }
 }
 
+/// Rounds a block to codes; returns its scale and the sums of both halves' codes.
 #[inline(always)]
-fn quantize<const FMA: bool>(x: &[f32], codes: &mut [i8], scales: &mut [f32], sums: &mut [f32]) {
+pub(crate) fn quantize_block(x: &[f32; BLOCK], codes: &mut [i8; BLOCK]) -> (f32, [i32; 2]) {
     // Adding 1.5·2²³ rounds to the nearest integer and leaves it in the low bits.
     const ROUND: f32 = 12_582_912.0;
+    let mut lanes = [0.0f32; 16];
+    for i in 0..16 {
+        let (a, b) = (x[i].abs(), x[i + 16].abs());
+        lanes[i] = if a > b { a } else { b };
+    }
+    let largest = lanes.iter().copied().fold(0.0f32, f32::max);
+    let inverse = if largest > 0.0 { 127.0 / largest } else { 0.0 };
+    let mut totals = [0i32; 2];
+    for half in 0..2 {
+        for i in 16 * half..16 * half + 16 {
+            let code = (x[i] * inverse + ROUND).to_bits() as i32 - ROUND.to_bits() as i32;
+            codes[i] = code as i8;
+            totals[half] += i32::from(codes[i]);
+        }
+    }
+    (largest / 127.0, totals)
+}
+
+#[inline(always)]
+fn quantize<const FMA: bool>(x: &[f32], codes: &mut [i8], scales: &mut [f32], sums: &mut [f32]) {
     let blocks = x
         .as_chunks::<BLOCK>()
         .0
         .iter()
         .zip(codes.as_chunks_mut::<BLOCK>().0);
     for (((x, codes), scale), sums) in blocks.zip(scales).zip(sums.as_chunks_mut::<2>().0) {
-        let mut lanes = [0.0f32; 16];
-        for i in 0..16 {
-            let (a, b) = (x[i].abs(), x[i + 16].abs());
-            lanes[i] = if a > b { a } else { b };
-        }
-        let largest = lanes.iter().copied().fold(0.0f32, f32::max);
-        *scale = largest / 127.0;
-        let inverse = if largest > 0.0 { 127.0 / largest } else { 0.0 };
-        let mut totals = [0i32; 2];
-        for half in 0..2 {
-            for i in 16 * half..16 * half + 16 {
-                let code = (x[i] * inverse + ROUND).to_bits() as i32 - ROUND.to_bits() as i32;
-                codes[i] = code as i8;
-                totals[half] += i32::from(codes[i]);
-            }
-            sums[half] = *scale * totals[half] as f32;
-        }
+        let (found, totals) = quantize_block(x, codes);
+        *scale = found;
+        *sums = totals.map(|total| found * total as f32);
     }
 }
 

@@ -5,34 +5,80 @@
 //! two rows: a product of many rows has the same bits as the products of each row alone.
 
 use std::arch::x86_64::*;
+use std::ops::Range;
 
 use super::QuantType;
-use super::activations::QuantRows;
+use super::column_rows::{ColumnRows, Starts};
+use crate::buffer::with_scratch;
 
 /// Weight rows of one call.
 pub(crate) const COLUMNS: usize = 16;
 /// Bytes of a cache line.
 const LINE: usize = 64;
-/// Most activation rows that one pass over the weights serves: their sums stay in registers.
+/// Most activation rows of [`few_rows`]: their sums stay in registers.
 pub(crate) const MAX_PASS_ROWS: usize = 16;
+/// Weight rows of one call of [`many_rows`].
+pub(crate) const WIDE_COLUMNS: usize = 2 * COLUMNS;
+/// Most activation rows of one of its passes: twelve sums, twelve sums of a block, and what is multiplied, fill the registers.
+const WIDE_PASS_ROWS: usize = 6;
+/// Blocks of thirty-two weight rows that are unpacked at a time, a multiple of the eight that 256 values are: they stay in the first-level
+/// cache for all passes.
+const UNPACKED_BLOCKS: usize = 16;
 
-/// 32 values of sixteen weight rows: vector `g` holds the codes of values `4g..4g + 4`, `value = scale · code + offset` with one scale for
-/// each half of the 32 values.
+/// 32 values of sixteen weight rows: vector `g` holds the codes of values `4g..4g + 4`. `value = scale · (code - zero)` or, in formats with
+/// offsets, `scale · code + offset`; Q6_K has one scale for each half of the 32 values.
+#[derive(Clone, Copy)]
 struct Block {
     codes: [__m512i; 8],
     scales: [__m512; 2],
-    offsets: [__m512; 2],
+    offset: __m512,
+}
+
+/// How a format's codes become values.
+trait Form {
+    /// Whether the halves of a block have scales of their own.
+    const HALVES: bool;
+
+    /// Whether blocks have offsets; where not, the heads of the activation rows take the code that stands for 0 into account.
+    const OFFSETS: bool;
+}
+
+/// One scale for a block of codes around a zero.
+struct Centred;
+
+/// One scale and one offset for a block.
+struct Shifted;
+
+/// A scale for each half of a block of codes around a zero.
+struct Halved;
+
+impl Form for Centred {
+    const HALVES: bool = false;
+    const OFFSETS: bool = false;
+}
+
+impl Form for Shifted {
+    const HALVES: bool = false;
+    const OFFSETS: bool = true;
+}
+
+impl Form for Halved {
+    const HALVES: bool = true;
+    const OFFSETS: bool = false;
 }
 
 /// What gives the blocks of sixteen weight rows, one after another.
 trait Source {
-    /// Whether the halves of a block have scales of their own.
-    const HALVES: bool;
+    type Form: Form;
+
+    /// # Safety
+    /// The machine has the features of [`few_rows`].
+    unsafe fn new(rows: Rows) -> Self;
 
     /// Block number `index`. Called with rising numbers from 0.
     ///
     /// # Safety
-    /// The machine has the features of [`rows`], and `index` is below the row's number of blocks.
+    /// The machine has the features of [`few_rows`], and `index` is below the row's number of blocks.
     unsafe fn block(&mut self, index: usize) -> Block;
 
     /// Fetches a share of the next sixteen weight rows, as much as block number `index` is of these: sixteen rows side by side are more
@@ -151,7 +197,9 @@ fn lane_bits(words: __m512i, shift: usize, mask: i32) -> __m512i {
 }
 
 /// The formats of 32 values; `TYPE` is the ggml number.
-struct Small<const TYPE: u32>(Rows);
+struct Small<const TYPE: u32> {
+    rows: Rows,
+}
 
 impl<const TYPE: u32> Small<TYPE> {
     const BYTES: usize = match TYPE {
@@ -161,6 +209,13 @@ impl<const TYPE: u32> Small<TYPE> {
         7 => 24,
         _ => 34,
     };
+    const OFFSETS: bool = TYPE == 3 || TYPE == 7;
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn of(rows: Rows) -> Self {
+        Self { rows }
+    }
 
     /// # Safety
     /// Block number `index` of every row is readable.
@@ -170,24 +225,27 @@ impl<const TYPE: u32> Small<TYPE> {
         let at = index * Self::BYTES;
         // SAFETY: offsets inside the block; the word at its beginning is inside it too.
         unsafe {
-            let header = self.0.words(at);
+            let header = self.rows.words(at);
             let scale = halves(header);
-            let minimum = || halves(_mm512_srli_epi32::<16>(header));
-            let times = |factor: f32| _mm512_mul_ps(scale, _mm512_set1_ps(factor));
-            let (codes, offset) = match TYPE {
-                2 => (self.nibbles(at + 2, None), times(-8.0)),
-                3 => (self.nibbles(at + 4, None), minimum()),
-                6 => (self.nibbles(at + 6, Some(at + 2)), times(-16.0)),
-                7 => (self.nibbles(at + 8, Some(at + 4)), minimum()),
+            let offset = if Self::OFFSETS {
+                halves(_mm512_srli_epi32::<16>(header))
+            } else {
+                _mm512_setzero_ps()
+            };
+            let codes = match TYPE {
+                2 => self.nibbles(at + 2, None),
+                3 => self.nibbles(at + 4, None),
+                6 => self.nibbles(at + 6, Some(at + 2)),
+                7 => self.nibbles(at + 8, Some(at + 4)),
                 _ => {
                     let flip = |codes| _mm512_xor_si512(codes, _mm512_set1_epi8(-128));
-                    (self.0.eighths(at + 2).map(flip), times(-128.0))
+                    self.rows.eighths(at + 2).map(flip)
                 }
             };
             Block {
                 codes,
                 scales: [scale; 2],
-                offsets: [offset; 2],
+                offset,
             }
         }
     }
@@ -200,7 +258,7 @@ impl<const TYPE: u32> Small<TYPE> {
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
     unsafe fn nibbles(&self, offset: usize, fifth: Option<usize>) -> [__m512i; 8] {
         // SAFETY: the caller's.
-        let bytes = unsafe { self.0.quarters(offset) };
+        let bytes = unsafe { self.rows.quarters(offset) };
         let mask = _mm512_set1_epi8(15);
         let codes = std::array::from_fn(|g| {
             let bytes = if g < 4 {
@@ -214,7 +272,7 @@ impl<const TYPE: u32> Small<TYPE> {
             return codes;
         };
         // SAFETY: the caller's.
-        let word = unsafe { self.0.words(fifth) };
+        let word = unsafe { self.rows.words(fifth) };
         std::array::from_fn(|g| {
             // Bits `4g..4g + 4` of the word belong to the four bytes of the lane: its byte `g / 2`, one bit in each.
             let byte = (0x0101_0101 * (g / 2)) as i32;
@@ -228,21 +286,39 @@ impl<const TYPE: u32> Small<TYPE> {
     }
 }
 
-impl<const TYPE: u32> Source for Small<TYPE> {
-    const HALVES: bool = false;
+macro_rules! source {
+    ($type:ty, $form:ty, $share:expr) => {
+        impl Source for $type {
+            type Form = $form;
 
-    #[inline(always)]
-    unsafe fn block(&mut self, index: usize) -> Block {
-        // SAFETY: the caller's.
-        unsafe { self.unpack(index) }
-    }
+            #[inline(always)]
+            unsafe fn new(rows: Rows) -> Self {
+                // SAFETY: the caller's.
+                unsafe { Self::of(rows) }
+            }
 
-    #[inline(always)]
-    fn prefetch(&self, index: usize) {
-        let share = COLUMNS * Self::BYTES;
-        self.0.prefetch(index * share, (index + 1) * share);
-    }
+            #[inline(always)]
+            unsafe fn block(&mut self, index: usize) -> Block {
+                // SAFETY: the caller's; numbers rise.
+                unsafe { self.unpack(index) }
+            }
+
+            #[inline(always)]
+            fn prefetch(&self, index: usize) {
+                self.rows.prefetch(index * $share, (index + 1) * $share);
+            }
+        }
+    };
 }
+
+source!(Small<2>, Centred, COLUMNS * Self::BYTES);
+source!(Small<3>, Shifted, COLUMNS * Self::BYTES);
+source!(Small<6>, Centred, COLUMNS * Self::BYTES);
+source!(Small<7>, Shifted, COLUMNS * Self::BYTES);
+source!(Small<8>, Centred, COLUMNS * Self::BYTES);
+source!(Super<12>, Shifted, COLUMNS * Self::BYTES / 8);
+source!(Super<13>, Shifted, COLUMNS * Self::BYTES / 8);
+source!(Super<14>, Halved, COLUMNS * Self::BYTES / 8);
 
 /// The formats of 256 values; `TYPE` is the ggml number. What several of the eight blocks of 32 values need is kept between them.
 struct Super<const TYPE: u32> {
@@ -266,7 +342,7 @@ impl<const TYPE: u32> Super<TYPE> {
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-    fn new(rows: Rows) -> Self {
+    fn of(rows: Rows) -> Self {
         let zero = _mm512_setzero_si512();
         Self {
             rows,
@@ -349,7 +425,7 @@ impl<const TYPE: u32> Super<TYPE> {
         Block {
             codes,
             scales: [scale; 2],
-            offsets: [offset; 2],
+            offset,
         }
     }
 
@@ -392,78 +468,87 @@ impl<const TYPE: u32> Super<TYPE> {
         Block {
             codes,
             scales,
-            offsets: scales.map(|scale| _mm512_mul_ps(scale, _mm512_set1_ps(-32.0))),
+            offset: _mm512_setzero_ps(),
         }
     }
 }
 
-impl<const TYPE: u32> Source for Super<TYPE> {
-    const HALVES: bool = TYPE == 14;
-
-    #[inline(always)]
-    unsafe fn block(&mut self, index: usize) -> Block {
-        // SAFETY: the caller's; `Source::block` is called with rising numbers.
-        unsafe { self.unpack(index) }
-    }
-
-    #[inline(always)]
-    fn prefetch(&self, index: usize) {
-        let share = COLUMNS * Self::BYTES / 8;
-        self.rows.prefetch(index * share, (index + 1) * share);
+/// What [`ColumnRows`] need to know of a format.
+pub(crate) fn starts(t: QuantType) -> Starts {
+    let zero = match t {
+        QuantType::Q4_0 => 8,
+        QuantType::Q5_0 => 16,
+        QuantType::Q6K => 32,
+        QuantType::Q8_0 => 128,
+        QuantType::Q4_1 | QuantType::Q5_1 | QuantType::Q4K | QuantType::Q5K => 0,
+    };
+    Starts {
+        zero,
+        halves: t == QuantType::Q6K,
     }
 }
 
 /// Products of sixteen weight rows with the `M` activation rows from `first`.
 ///
 /// # Safety
-/// The machine has the features, `source` has `blocks` blocks, and `x` at least `first + M` rows of `blocks` blocks.
+/// The machine has the features, `rows` have `blocks` blocks, and `x` at least `first + M` rows of `blocks` blocks.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
 unsafe fn pass<S: Source, const M: usize>(
-    source: &mut S,
+    rows: Rows,
     blocks: usize,
-    x: &QuantRows,
+    x: &ColumnRows,
     first: usize,
     out: &mut [[f32; COLUMNS]],
 ) {
     let mut sums = [_mm512_setzero_ps(); M];
+    // SAFETY: the caller's.
+    let mut source = unsafe { S::new(rows) };
     for block in 0..blocks {
         source.prefetch(block);
         // SAFETY: `block < blocks`.
         let weights = unsafe { source.block(block) };
         for (i, sum) in sums.iter_mut().enumerate() {
             let place = (first + i) * blocks + block;
-            // SAFETY: block `place` of `x`: 32 codes, a scale and sums.
+            // SAFETY: block `place` of `x`: 32 codes and a head.
             unsafe {
                 let codes = x.codes.as_ptr().add(32 * place).cast::<i32>();
+                let head = x.heads.as_ptr().add(place);
                 let four = |g: usize| _mm512_set1_epi32(codes.add(g).read_unaligned());
-                let products = |start: usize, end: usize| {
-                    let mut total = _mm512_setzero_si512();
+                let products = |mut total: __m512i, start: usize, end: usize| {
                     for g in start..end {
                         total = _mm512_dpbusd_epi32(total, weights.codes[g], four(g));
                     }
                     total
                 };
-                if S::HALVES {
-                    let scale = _mm512_set1_ps(*x.scales.as_ptr().add(place));
+                let start = |half: usize| {
+                    if S::Form::OFFSETS {
+                        _mm512_setzero_si512()
+                    } else {
+                        _mm512_set1_epi32((*head).starts[half])
+                    }
+                };
+                let scale = _mm512_set1_ps((*head).scale);
+                if S::Form::HALVES {
                     for half in 0..2 {
-                        let total = products(4 * half, 4 * half + 4);
+                        let total = products(start(half), 4 * half, 4 * half + 4);
                         let scale = _mm512_mul_ps(weights.scales[half], scale);
                         *sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(total), scale, *sum);
-                        let codes = _mm512_set1_ps(*x.sums.as_ptr().add(2 * place + half));
-                        *sum = _mm512_fmadd_ps(weights.offsets[half], codes, *sum);
                     }
                 } else {
-                    let [scale, codes] = *x.pairs.as_ptr().add(place);
                     // Two chains where there are too few rows to hide the latency of one.
                     let total = if M <= 2 {
-                        _mm512_add_epi32(products(0, 4), products(4, 8))
+                        let second = products(_mm512_setzero_si512(), 4, 8);
+                        _mm512_add_epi32(products(start(0), 0, 4), second)
                     } else {
-                        products(0, 8)
+                        products(start(0), 0, 8)
                     };
-                    let scale = _mm512_mul_ps(weights.scales[0], _mm512_set1_ps(scale));
+                    let scale = _mm512_mul_ps(weights.scales[0], scale);
                     *sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(total), scale, *sum);
-                    *sum = _mm512_fmadd_ps(weights.offsets[0], _mm512_set1_ps(codes), *sum);
+                    if S::Form::OFFSETS {
+                        let codes = _mm512_set1_ps((*head).sum);
+                        *sum = _mm512_fmadd_ps(weights.offset, codes, *sum);
+                    }
                 }
             }
         }
@@ -474,69 +559,216 @@ unsafe fn pass<S: Source, const M: usize>(
     }
 }
 
-/// Products of sixteen weight rows of `k` values (`data`, `row_bytes` each) with the activation rows `first..first + out.len()`, at most
+/// Adds to `sums` the products of thirty-two weight rows with the `M` activation rows from `first`, over the `count` blocks from `start` that
+/// `weights` holds. The sums of a block of `M` rows stay in registers, so that every value that is loaded is used at least twice; the
+/// bits are those of [`pass`].
+///
+/// # Safety
+/// The machine has the features, `weights` points to `count` pairs of blocks, and `x` has at least `first + M` rows of `blocks` blocks, of
+/// which `start + count` is at most the number.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+unsafe fn wide_pass<F: Form, const M: usize>(
+    weights: *const [Block; 2],
+    (start, count): (usize, usize),
+    blocks: usize,
+    x: &ColumnRows,
+    first: usize,
+    out: &mut [[f32; WIDE_COLUMNS]],
+) {
+    let k = 32 * blocks;
+    // A number that the compiler does not know: with the loop unrolled it multiplies row by row and runs out of registers.
+    let vectors = std::hint::black_box(if F::HALVES { 4 } else { 8 });
+    // SAFETY: codes and head of each row's block are inside `x`; each row of `out` has thirty-two values.
+    unsafe {
+        let mut sums: [[__m512; 2]; M] = std::array::from_fn(|i| {
+            let out = out[i].as_ptr();
+            [_mm512_loadu_ps(out), _mm512_loadu_ps(out.add(COLUMNS))]
+        });
+        for block in 0..count {
+            let weights = &*weights.add(block);
+            let codes = x.codes.as_ptr().add(first * k + 32 * (start + block));
+            let heads = x.heads.as_ptr().add(first * blocks + start + block);
+            for half in 0..if F::HALVES { 2 } else { 1 } {
+                let mut totals = [[_mm512_setzero_si512(); 2]; M];
+                if !F::OFFSETS {
+                    for (i, totals) in totals.iter_mut().enumerate() {
+                        *totals = [_mm512_set1_epi32((*heads.add(i * blocks)).starts[half]); 2];
+                    }
+                }
+                let mut codes = codes.add(16 * half).cast::<i32>();
+                let mut columns = weights
+                    .each_ref()
+                    .map(|block| block.codes.as_ptr().add(4 * half));
+                for _ in 0..vectors {
+                    let pair = [*columns[0], *columns[1]];
+                    columns = columns.map(|column| column.add(1));
+                    for (i, totals) in totals.iter_mut().enumerate() {
+                        let four = _mm512_set1_epi32(codes.add(i * k / 4).read_unaligned());
+                        for (total, column) in totals.iter_mut().zip(pair) {
+                            *total = _mm512_dpbusd_epi32(*total, column, four);
+                        }
+                    }
+                    codes = codes.add(1);
+                }
+                for (i, (sums, totals)) in sums.iter_mut().zip(totals).enumerate() {
+                    let head = &*heads.add(i * blocks);
+                    for ((sum, total), weights) in sums.iter_mut().zip(totals).zip(weights) {
+                        let scale = _mm512_mul_ps(weights.scales[half], _mm512_set1_ps(head.scale));
+                        *sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(total), scale, *sum);
+                        if F::OFFSETS {
+                            let codes = _mm512_set1_ps(head.sum);
+                            *sum = _mm512_fmadd_ps(weights.offset, codes, *sum);
+                        }
+                    }
+                }
+            }
+        }
+        for (out, sums) in out.iter_mut().zip(sums) {
+            _mm512_storeu_ps(out.as_mut_ptr(), sums[0]);
+            _mm512_storeu_ps(out.as_mut_ptr().add(COLUMNS), sums[1]);
+        }
+    }
+}
+
+/// [`many_rows`] for one format.
+///
+/// # Safety
+/// The machine has the features, `rows` have `blocks` blocks, `x` has them too in all rows of `range`, and `unpacked` points to room for
+/// [`UNPACKED_BLOCKS`] pairs.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+unsafe fn many_rows_of<S: Source>(
+    rows: [Rows; 2],
+    blocks: usize,
+    x: &ColumnRows,
+    range: Range<usize>,
+    unpacked: *mut [Block; 2],
+    out: &mut [[f32; WIDE_COLUMNS]],
+) {
+    let m = range.len();
+    let passes = m.div_ceil(WIDE_PASS_ROWS);
+    // SAFETY: the caller's; numbers of blocks rise, a block has no destructor.
+    unsafe {
+        let mut sources = rows.map(|rows| S::new(rows));
+        for start in (0..blocks).step_by(UNPACKED_BLOCKS) {
+            let count = UNPACKED_BLOCKS.min(blocks - start);
+            for (group, source) in sources.iter_mut().enumerate() {
+                for index in 0..count {
+                    source.prefetch(start + index);
+                    let block = source.block(start + index);
+                    unpacked.add(index).cast::<Block>().add(group).write(block);
+                }
+            }
+            for pass in 0..passes {
+                // Equal shares: no short last pass, which would read the weights for little.
+                let (begin, end) = (pass * m / passes, (pass + 1) * m / passes);
+                let (first, out) = (range.start + begin, &mut out[begin..end]);
+                macro_rules! by_rows {
+                    ($($m:literal)*) => {
+                        match end - begin {
+                            $($m => wide_pass::<S::Form, $m>(unpacked.cast_const(), (start, count), blocks, x, first, out),)*
+                            _ => unreachable!("a pass has at most {WIDE_PASS_ROWS} rows"),
+                        }
+                    };
+                }
+                by_rows!(1 2 3 4 5 6);
+            }
+        }
+    }
+}
+
+/// Bytes of a row of `k` values.
+fn row_bytes(t: QuantType, k: usize) -> usize {
+    k / t.block_len() * t.block_bytes()
+}
+
+/// `$body` with the alias `$source` for the format's [`Source`].
+macro_rules! by_type {
+    ($t:expr, $source:ident => $body:expr) => {
+        match $t {
+            QuantType::Q4_0 => by_type!(@ Small<2>, $source => $body),
+            QuantType::Q4_1 => by_type!(@ Small<3>, $source => $body),
+            QuantType::Q5_0 => by_type!(@ Small<6>, $source => $body),
+            QuantType::Q5_1 => by_type!(@ Small<7>, $source => $body),
+            QuantType::Q8_0 => by_type!(@ Small<8>, $source => $body),
+            QuantType::Q4K => by_type!(@ Super<12>, $source => $body),
+            QuantType::Q5K => by_type!(@ Super<13>, $source => $body),
+            QuantType::Q6K => by_type!(@ Super<14>, $source => $body),
+        }
+    };
+    (@ $type:ty, $source:ident => $body:expr) => {{
+        type $source = $type;
+        $body
+    }};
+}
+
+/// Products of sixteen weight rows of `k` values (`data`, one after another) with the activation rows `first..first + out.len()`, at most
 /// [`MAX_PASS_ROWS`].
 ///
 /// # Panics
 /// When `data` or `x` is too short, or there are too many rows.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-pub(crate) fn rows(
+pub(crate) fn few_rows(
     t: QuantType,
     data: &[u8],
     k: usize,
-    x: &QuantRows,
+    x: &ColumnRows,
     first: usize,
     out: &mut [[f32; COLUMNS]],
 ) {
-    let (blocks, m) = (k / 32, out.len());
-    let row_bytes = k / t.block_len() * t.block_bytes();
+    let (blocks, m, row_bytes) = (k / 32, out.len(), row_bytes(t, k));
     assert!(
         data.len() >= COLUMNS * row_bytes
             && x.codes.len() >= (first + m) * k
-            && x.scales.len() >= (first + m) * blocks
-            && x.pairs.len() >= (first + m) * blocks
-            && x.sums.len() >= (first + m) * 2 * blocks
+            && x.heads.len() >= (first + m) * blocks
     );
-    macro_rules! by_rows {
-        ($source:expr) => {{
-            let mut source = $source;
-            // SAFETY: the assertion above.
-            unsafe {
-                match m {
-                    0 => {}
-                    1 => pass::<_, 1>(&mut source, blocks, x, first, out),
-                    2 => pass::<_, 2>(&mut source, blocks, x, first, out),
-                    3 => pass::<_, 3>(&mut source, blocks, x, first, out),
-                    4 => pass::<_, 4>(&mut source, blocks, x, first, out),
-                    5 => pass::<_, 5>(&mut source, blocks, x, first, out),
-                    6 => pass::<_, 6>(&mut source, blocks, x, first, out),
-                    7 => pass::<_, 7>(&mut source, blocks, x, first, out),
-                    8 => pass::<_, 8>(&mut source, blocks, x, first, out),
-                    9 => pass::<_, 9>(&mut source, blocks, x, first, out),
-                    10 => pass::<_, 10>(&mut source, blocks, x, first, out),
-                    11 => pass::<_, 11>(&mut source, blocks, x, first, out),
-                    12 => pass::<_, 12>(&mut source, blocks, x, first, out),
-                    13 => pass::<_, 13>(&mut source, blocks, x, first, out),
-                    14 => pass::<_, 14>(&mut source, blocks, x, first, out),
-                    15 => pass::<_, 15>(&mut source, blocks, x, first, out),
-                    16 => pass::<_, 16>(&mut source, blocks, x, first, out),
-                    _ => panic!("{m} rows in one pass, at most {MAX_PASS_ROWS}"),
-                }
-            }
-        }};
-    }
     let rows = Rows {
         data: data.as_ptr(),
         row_bytes,
     };
-    match t {
-        QuantType::Q4_0 => by_rows!(Small::<2>(rows)),
-        QuantType::Q4_1 => by_rows!(Small::<3>(rows)),
-        QuantType::Q5_0 => by_rows!(Small::<6>(rows)),
-        QuantType::Q5_1 => by_rows!(Small::<7>(rows)),
-        QuantType::Q8_0 => by_rows!(Small::<8>(rows)),
-        QuantType::Q4K => by_rows!(Super::<12>::new(rows)),
-        QuantType::Q5K => by_rows!(Super::<13>::new(rows)),
-        QuantType::Q6K => by_rows!(Super::<14>::new(rows)),
+    macro_rules! by_rows {
+        ($source:ident: $($m:literal)*) => {
+            match m {
+                0 => {}
+                // SAFETY: the assertion above.
+                $($m => unsafe { pass::<$source, $m>(rows, blocks, x, first, out) },)*
+                _ => panic!("{m} rows in one pass, at most {MAX_PASS_ROWS}"),
+            }
+        };
     }
+    by_type!(t, S => by_rows!(S: 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16));
+}
+
+/// Products of thirty-two weight rows of `k` values (`data`, one after another) with the activation rows of `range`, one row of `out` for
+/// each. The weights are unpacked once.
+///
+/// # Panics
+/// When a slice is too short.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+pub(crate) fn many_rows(
+    t: QuantType,
+    data: &[u8],
+    k: usize,
+    x: &ColumnRows,
+    range: Range<usize>,
+    out: &mut [[f32; WIDE_COLUMNS]],
+) {
+    let (blocks, row_bytes) = (k / 32, row_bytes(t, k));
+    assert!(
+        data.len() >= WIDE_COLUMNS * row_bytes
+            && x.codes.len() >= range.end * k
+            && x.heads.len() >= range.end * blocks
+            && out.len() == range.len()
+    );
+    out.fill([0.0; WIDE_COLUMNS]);
+    let rows = [0, COLUMNS].map(|first| Rows {
+        data: data[first * row_bytes..].as_ptr(),
+        row_bytes,
+    });
+    with_scratch(UNPACKED_BLOCKS * size_of::<[Block; 2]>(), |scratch| {
+        // Scratch memory begins on a line of 64 bytes.
+        let unpacked = scratch.cast_mut::<u8>().as_mut_ptr().cast::<[Block; 2]>();
+        // SAFETY: the assertion above, and the scratch memory's length.
+        by_type!(t, S => unsafe { many_rows_of::<S>(rows, blocks, x, range, unpacked, out) });
+    });
 }

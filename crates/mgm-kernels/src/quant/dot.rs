@@ -135,56 +135,6 @@ mod x86 {
             unsafe { horizontal_sum(sums) }
         }
     }
-
-    pub(super) struct Avx512;
-
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512vl,avx512vnni,avx2,fma")]
-    fn avx512_add<const EQUAL: bool>(
-        sums: __m256,
-        codes: &[u8; 32],
-        x: &[i8; 32],
-        scales: [f32; 2],
-    ) -> __m256 {
-        // SAFETY: both arrays hold 32 bytes.
-        let products = unsafe {
-            let codes = _mm256_loadu_si256(codes.as_ptr().cast());
-            let x = _mm256_loadu_si256(x.as_ptr().cast());
-            _mm256_dpbusd_epi32(_mm256_setzero_si256(), codes, x)
-        };
-        _mm256_fmadd_ps(
-            _mm256_cvtepi32_ps(products),
-            scale_vector::<EQUAL>(scales),
-            sums,
-        )
-    }
-
-    impl Instructions for Avx512 {
-        type Sums = __m256;
-
-        #[inline(always)]
-        fn zero() -> __m256 {
-            // SAFETY: only used where AVX-512 was detected.
-            unsafe { _mm256_setzero_ps() }
-        }
-
-        #[inline(always)]
-        fn add<const EQUAL: bool>(
-            sums: __m256,
-            codes: &[u8; 32],
-            x: &[i8; 32],
-            scales: [f32; 2],
-        ) -> __m256 {
-            // SAFETY: only used where AVX-512 VL and VNNI were detected.
-            unsafe { avx512_add::<EQUAL>(sums, codes, x, scales) }
-        }
-
-        #[inline(always)]
-        fn total(sums: __m256) -> f32 {
-            // SAFETY: only used where AVX-512 was detected.
-            unsafe { horizontal_sum(sums) }
-        }
-    }
 }
 
 /// Dot products of one weight row (`data`) with `M` quantised rows.
@@ -267,12 +217,6 @@ fn rows<I: Instructions>(
 }
 
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma")]
-fn rows_avx512(t: QuantType, m: usize, data: &[u8], k: usize, x: &QuantRows) -> [f32; MAX_ROWS] {
-    rows::<x86::Avx512>(t, m, data, k, x)
-}
-
-#[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
 fn rows_avx2(t: QuantType, m: usize, data: &[u8], k: usize, x: &QuantRows) -> [f32; MAX_ROWS] {
     rows::<x86::Avx2>(t, m, data, k, x)
@@ -294,21 +238,11 @@ pub(crate) fn dot(
     x: &QuantRows,
 ) -> [f32; MAX_ROWS] {
     #[cfg(target_arch = "x86_64")]
-    match level {
-        Level::Avx512 | Level::Amx => {
-            // SAFETY: the machine has this level.
-            return unsafe {
-                dot_x86::dot_avx512(t, m, data, k, x)
-                    .unwrap_or_else(|| rows_avx512(t, m, data, k, x))
-            };
-        }
-        Level::Avx2 => {
-            // SAFETY: the machine has this level.
-            return unsafe {
-                dot_x86::dot_avx2(t, m, data, k, x).unwrap_or_else(|| rows_avx2(t, m, data, k, x))
-            };
-        }
-        Level::Portable => {}
+    if level >= Level::Avx2 {
+        // SAFETY: the machine has this level.
+        return unsafe {
+            dot_x86::dot_avx2(t, m, data, k, x).unwrap_or_else(|| rows_avx2(t, m, data, k, x))
+        };
     }
     let _ = level;
     rows::<Portable>(t, m, data, k, x)

@@ -118,12 +118,6 @@ fn products_avx2<const TYPE: u32>(codes: __m256i, x: __m256i) -> __m256i {
 }
 
 #[inline]
-#[target_feature(enable = "avx512f,avx512vl,avx512vnni,avx2,fma,f16c")]
-fn products_avx512(codes: __m256i, x: __m256i) -> __m256i {
-    _mm256_dpbusd_epi32(_mm256_setzero_si256(), codes, x)
-}
-
-#[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 fn horizontal_sum(v: __m256) -> f32 {
     let four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
@@ -131,91 +125,73 @@ fn horizontal_sum(v: __m256) -> f32 {
     _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
 }
 
-macro_rules! level {
-    ($name:ident, $row:ident, $features:literal, $products:expr) => {
-        #[inline]
-        #[target_feature(enable = $features)]
-        fn $row<const TYPE: u32, const BYTES: usize, const M: usize>(
-            data: &[u8],
-            k: usize,
-            x: &QuantRows,
-        ) -> [f32; MAX_ROWS] {
-            let blocks = k / 32;
-            assert!(
-                data.len() >= blocks * BYTES
-                    && x.codes.len() >= M * k
-                    && x.pairs.len() >= M * blocks
-            );
-            // Two sets of sums: one chain of additions would be slower than the loads.
-            let mut sums = [[_mm256_setzero_ps(); M]; 2];
-            let mut offsets = [_mm_setzero_ps(); M];
-            let mut step = |block: usize, sums: &mut [__m256; M]| {
-                // SAFETY: `block < blocks`, within the lengths asserted above.
-                unsafe {
-                    let (codes, weight) = read::<TYPE>(data.as_ptr().add(block * BYTES));
-                    for i in 0..M {
-                        let values =
-                            _mm256_loadu_si256(x.codes.as_ptr().add(i * k + 32 * block).cast());
-                        let pair = _mm_castpd_ps(_mm_load_sd(
-                            x.pairs.as_ptr().add(i * blocks + block).cast(),
-                        ));
-                        let scaled = _mm_mul_ps(weight, pair);
-                        let products = _mm256_cvtepi32_ps($products(codes, values));
-                        sums[i] = _mm256_fmadd_ps(products, _mm256_broadcastss_ps(scaled), sums[i]);
-                        offsets[i] = _mm_add_ps(offsets[i], scaled);
-                    }
-                }
-            };
-            for block in 0..blocks / 2 {
-                step(2 * block, &mut sums[0]);
-                step(2 * block + 1, &mut sums[1]);
-            }
-            if blocks % 2 == 1 {
-                step(blocks - 1, &mut sums[0]);
-            }
-            let mut out = [0.0; MAX_ROWS];
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn row<const TYPE: u32, const BYTES: usize, const M: usize>(
+    data: &[u8],
+    k: usize,
+    x: &QuantRows,
+) -> [f32; MAX_ROWS] {
+    let blocks = k / 32;
+    assert!(data.len() >= blocks * BYTES && x.codes.len() >= M * k && x.pairs.len() >= M * blocks);
+    // Two sets of sums: one chain of additions would be slower than the loads.
+    let mut sums = [[_mm256_setzero_ps(); M]; 2];
+    let mut offsets = [_mm_setzero_ps(); M];
+    let mut step = |block: usize, sums: &mut [__m256; M]| {
+        // SAFETY: `block < blocks`, within the lengths asserted above.
+        unsafe {
+            let (codes, weight) = read::<TYPE>(data.as_ptr().add(block * BYTES));
             for i in 0..M {
-                let offset = _mm_cvtss_f32(_mm_movehdup_ps(offsets[i]));
-                out[i] = horizontal_sum(_mm256_add_ps(sums[0][i], sums[1][i])) + offset;
-            }
-            out
-        }
-
-        /// Dot products of one weight row with `m` (1..=8) rows; `None` for the formats of 256 values.
-        #[target_feature(enable = $features)]
-        pub(crate) fn $name(
-            t: QuantType,
-            m: usize,
-            data: &[u8],
-            k: usize,
-            x: &QuantRows,
-        ) -> Option<[f32; MAX_ROWS]> {
-            macro_rules! by_rows {
-                ($type:literal, $bytes:literal) => {
-                    match m {
-                        1 => $row::<$type, $bytes, 1>(data, k, x),
-                        2 => $row::<$type, $bytes, 2>(data, k, x),
-                        3 | 4 => $row::<$type, $bytes, 4>(data, k, x),
-                        _ => $row::<$type, $bytes, 8>(data, k, x),
-                    }
-                };
-            }
-            match t {
-                QuantType::Q4_0 => Some(by_rows!(2, 18)),
-                QuantType::Q4_1 => Some(by_rows!(3, 20)),
-                QuantType::Q5_0 => Some(by_rows!(6, 22)),
-                QuantType::Q5_1 => Some(by_rows!(7, 24)),
-                QuantType::Q8_0 => Some(by_rows!(8, 34)),
-                QuantType::Q4K | QuantType::Q5K | QuantType::Q6K => None,
+                let values = _mm256_loadu_si256(x.codes.as_ptr().add(i * k + 32 * block).cast());
+                let pair =
+                    _mm_castpd_ps(_mm_load_sd(x.pairs.as_ptr().add(i * blocks + block).cast()));
+                let scaled = _mm_mul_ps(weight, pair);
+                let products = _mm256_cvtepi32_ps(products_avx2::<TYPE>(codes, values));
+                sums[i] = _mm256_fmadd_ps(products, _mm256_broadcastss_ps(scaled), sums[i]);
+                offsets[i] = _mm_add_ps(offsets[i], scaled);
             }
         }
     };
+    for block in 0..blocks / 2 {
+        step(2 * block, &mut sums[0]);
+        step(2 * block + 1, &mut sums[1]);
+    }
+    if blocks % 2 == 1 {
+        step(blocks - 1, &mut sums[0]);
+    }
+    let mut out = [0.0; MAX_ROWS];
+    for i in 0..M {
+        let offset = _mm_cvtss_f32(_mm_movehdup_ps(offsets[i]));
+        out[i] = horizontal_sum(_mm256_add_ps(sums[0][i], sums[1][i])) + offset;
+    }
+    out
 }
 
-level!(
-    dot_avx512,
-    row_avx512,
-    "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c",
-    products_avx512
-);
-level!(dot_avx2, row_avx2, "avx2,fma,f16c", products_avx2::<TYPE>);
+/// Dot products of one weight row with `m` (1..=8) rows; `None` for the formats of 256 values.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(crate) fn dot_avx2(
+    t: QuantType,
+    m: usize,
+    data: &[u8],
+    k: usize,
+    x: &QuantRows,
+) -> Option<[f32; MAX_ROWS]> {
+    macro_rules! by_rows {
+        ($type:literal, $bytes:literal) => {
+            match m {
+                1 => row::<$type, $bytes, 1>(data, k, x),
+                2 => row::<$type, $bytes, 2>(data, k, x),
+                3 | 4 => row::<$type, $bytes, 4>(data, k, x),
+                _ => row::<$type, $bytes, 8>(data, k, x),
+            }
+        };
+    }
+    match t {
+        QuantType::Q4_0 => Some(by_rows!(2, 18)),
+        QuantType::Q4_1 => Some(by_rows!(3, 20)),
+        QuantType::Q5_0 => Some(by_rows!(6, 22)),
+        QuantType::Q5_1 => Some(by_rows!(7, 24)),
+        QuantType::Q8_0 => Some(by_rows!(8, 34)),
+        QuantType::Q4K | QuantType::Q5K | QuantType::Q6K => None,
+    }
+}

@@ -9,7 +9,7 @@ use crate::gemm::{Activation, Epilogue, quantized_product};
 use crate::level::{self, Level};
 use crate::shared::SharedSlice;
 
-/// Weight rows of one piece of a parallel loop.
+/// Weight rows of one piece of a parallel loop; as many as a wide pass has columns.
 const TASK_FEATURES: usize = 32;
 
 /// Rows up to which products stay integer where the machine has matrix units for bf16, which need dequantised panels.
@@ -129,6 +129,11 @@ fn by_rows(
     }
 }
 
+/// Activation rows of one piece of a parallel loop, a multiple of a pass's: with usual widths their codes stay in the second-level cache while
+/// the weights go by.
+#[cfg(target_arch = "x86_64")]
+const TASK_ROWS: usize = 256;
+
 /// Sixteen weight rows at a time with any number of rows.
 #[cfg(target_arch = "x86_64")]
 fn by_columns(
@@ -139,47 +144,74 @@ fn by_columns(
     out: &mut [f32],
     epilogue: &Epilogue,
 ) {
-    use super::columns_avx512::{self, COLUMNS, MAX_PASS_ROWS};
+    use super::column_rows::ColumnRows;
+    use super::columns_avx512::{self, COLUMNS, MAX_PASS_ROWS, WIDE_COLUMNS};
+    use crate::buffer::with_scratch;
 
     let (n, k) = (w.n(), w.k());
-    let quantized = QuantRows::new(level, m, k, x);
-    let row_bytes = k / w.quant_type().block_len() * w.quant_type().block_bytes();
+    let t = w.quant_type();
+    let row_bytes = k / t.block_len() * t.block_bytes();
     let data = w.data();
-    let passes = m.div_ceil(MAX_PASS_ROWS);
     let shared = SharedSlice::new(out);
-    let task = |index: usize| {
-        let end = ((index + 1) * TASK_FEATURES).min(n);
-        for first in (index * TASK_FEATURES..end).step_by(COLUMNS) {
-            let count = COLUMNS.min(n - first);
+    let (chunks, groups) = (m.div_ceil(TASK_ROWS), n.div_ceil(TASK_FEATURES));
+    let starts = columns_avx512::starts(t);
+    ColumnRows::with(level, m, k, x, starts, |quantized| {
+        let columns = |first: usize, wanted: usize| {
+            let count = wanted.min(n - first);
             let rows = &data[first * row_bytes..(first + count) * row_bytes];
-            // The last rows of a weight whose number is no multiple of sixteen, and zeros.
-            let padded = (count < COLUMNS).then(|| {
+            // The last rows of a weight whose number is no multiple of the columns, and zeros.
+            let padded = (count < wanted).then(|| {
                 let mut padded = rows.to_vec();
-                padded.resize(COLUMNS * row_bytes, 0);
+                padded.resize(wanted * row_bytes, 0);
                 padded
             });
-            let rows = padded.as_deref().unwrap_or(rows);
-            for pass in 0..passes {
-                // Equal shares: no short last pass, which would read the weights for little.
-                let (start, end) = (pass * m / passes, (pass + 1) * m / passes);
+            (count, rows, padded)
+        };
+        // Neighbouring tasks share their activation rows.
+        let task = |index: usize| {
+            let (chunk, group) = (index / groups, index % groups);
+            let range = chunk * m / chunks..(chunk + 1) * m / chunks;
+            let store = |first: usize, count: usize, row: usize, values: &mut [f32]| {
+                // SAFETY: columns `first..first + count` of the range's rows belong to this task alone.
+                let out = unsafe { shared.range(row * n + first, count) };
+                store(level, epilogue, first, &mut values[..count], out);
+            };
+            let first = group * TASK_FEATURES;
+            if m > MAX_PASS_ROWS {
+                let (count, rows, padded) = columns(first, WIDE_COLUMNS);
+                let rows = padded.as_deref().unwrap_or(rows);
+                let bytes = range.len() * size_of::<[f32; WIDE_COLUMNS]>();
+                with_scratch(bytes, |scratch| {
+                    let values = &mut scratch.cast_mut::<f32>()[..range.len() * WIDE_COLUMNS];
+                    let products = values.as_chunks_mut::<WIDE_COLUMNS>().0;
+                    // SAFETY: the machine has this level.
+                    unsafe {
+                        columns_avx512::many_rows(t, rows, k, quantized, range.clone(), products);
+                    }
+                    for (row, values) in range.zip(products) {
+                        store(first, count, row, values);
+                    }
+                });
+                return;
+            }
+            let end = (first + TASK_FEATURES).min(n);
+            for first in (first..end).step_by(COLUMNS) {
+                let (count, rows, padded) = columns(first, COLUMNS);
+                let rows = padded.as_deref().unwrap_or(rows);
                 let mut products = [[0.0f32; COLUMNS]; MAX_PASS_ROWS];
-                let products = &mut products[..end - start];
+                let products = &mut products[..m];
                 // SAFETY: the machine has this level.
-                unsafe {
-                    columns_avx512::rows(w.quant_type(), rows, k, &quantized, start, products);
-                }
+                unsafe { columns_avx512::few_rows(t, rows, k, quantized, 0, products) };
                 for (i, values) in products.iter_mut().enumerate() {
-                    // SAFETY: columns `first..first + count` of each row belong to this task alone.
-                    let out = unsafe { shared.range((start + i) * n + first, count) };
-                    store(level, epilogue, first, &mut values[..count], out);
+                    store(first, count, i, values);
                 }
             }
+        };
+        let tasks = chunks * groups;
+        if m * n * k < SERIAL_WORK {
+            (0..tasks).for_each(task);
+        } else {
+            (0..tasks).into_par_iter().for_each(task);
         }
-    };
-    let tasks = n.div_ceil(TASK_FEATURES);
-    if m * n * k < SERIAL_WORK {
-        (0..tasks).for_each(task);
-    } else {
-        (0..tasks).into_par_iter().for_each(task);
-    }
+    });
 }

@@ -5,6 +5,8 @@ mod blocks;
 mod bytes;
 mod codes;
 #[cfg(target_arch = "x86_64")]
+mod column_rows;
+#[cfg(target_arch = "x86_64")]
 mod columns_avx512;
 mod dot;
 #[cfg(target_arch = "x86_64")]

@@ -13,8 +13,8 @@ use crate::error::TrainError;
 
 /// Pictures that are encoded at once when a run begins.
 const ENCODED_AT_ONCE: usize = 8;
-/// Largest signal-to-noise ratio that counts in a loss (arXiv 2303.09556).
-const LARGEST_RATIO: f64 = 5.0;
+/// Largest weight of a picture's error in a loss (arXiv 2303.09556).
+const LARGEST_WEIGHT: f64 = 5.0;
 /// One in so many pictures without a prompt is learnt with states of zero, the others with the official negative prompt.
 const ZEROS: usize = 4;
 
@@ -105,7 +105,7 @@ impl Denoiser {
         })
     }
 
-    /// Mean squared error of the prediction at random times, weighted by the signal-to-noise ratio of the time.
+    /// Mean squared error of the prediction at random times, weighted so that little noise does not drown the rest.
     pub(super) fn loss(
         &self,
         recipe: &PainterRecipe,
@@ -147,12 +147,14 @@ impl Denoiser {
                     Target::Velocity => signal * fresh - spread * latent,
                 });
             }
+            // An error of the target weighs this much as an error of the picture. For the velocity it never
+            // vanishes, so the times of much noise, where a picture's outlines are decided, are learnt too.
             let ratio = alpha / (1.0 - alpha);
-            let of_target = match self.target {
+            let of_picture = match self.target {
                 Target::Noise => ratio,
                 Target::Velocity => ratio + 1.0,
             };
-            weights.push((ratio.min(LARGEST_RATIO) / of_target) as f32);
+            weights.push((of_picture.min(LARGEST_WEIGHT) / of_picture) as f32);
         }
         let first = self.encoders[0].encode(&windows[0])?;
         let second = self.encoders[1].encode(&windows[1])?;
