@@ -4,8 +4,8 @@
 
 Asks `mgm chat --gen` for each of REQUESTS with one fixed seed, nothing picked, and writes docs/images/emoji-painter.png. Then
 
-* retrieval: every emoji's name is painted from its first seed, and EfficientNet-Lite0's pooled features (the tower of the built-in model, on
-  white) must be nearest to the real picture of that emoji among all of them;
+* retrieval: subjects of painted.txt (by hash of the name) are painted from their names with that seed, and EfficientNet-Lite0's pooled features
+  (the tower of the built-in model, on white) must be nearest to the real picture of that emoji among all emoji;
 * naming: of the subjects that the built-in model names right on the real emoji, the first ten (by hash of the name) are painted, and the
   model must name the painted picture.
 """
@@ -75,24 +75,26 @@ def features(model, files):
 
 
 def retrieval(mgm, data, seed, folder, limit):
-    records = sorted(read_json(data / "train" / "painter.json"), key=lambda record: stable_fraction("retrieve " + record["names"][0]))
+    records = sorted(read_json(data / "train" / "painter-known.json"), key=lambda record: stable_fraction("retrieve " + record["names"][0]))[:limit]
+    gallery = [record["image"] for record in read_json(data / "train" / "painter.json")]
     weights = convert_weights.lite0_weights(convert_weights.paths(data)["lite0"], True)
     model = lambda pixels: towers.lite0_maps(weights, pixels, prefix="")[-1]
-    known = features(model, [data / record["image"] for record in records])
+    known = features(model, [data / image for image in gallery])
     mean = known.mean(0)
     unit = lambda x: (x - mean) / numpy.linalg.norm(x - mean, axis=-1, keepdims=True)
     files = []
-    for index, record in enumerate(records[:limit]):
+    for index, record in enumerate(records):
         files.append(folder / f"subject-{index}.png")
         imagine(mgm, record["names"][0], files[-1], seed)
     order = numpy.argsort(-(unit(features(model, files)) @ unit(known).T), axis=1)
-    first = sum(order[i, 0] == i for i in range(len(files)))
-    five = sum(i in order[i, :5] for i in range(len(files)))
-    print(f"retrieval: {first} of {len(files)} nearest to their own emoji among {len(records)}, {five} within the nearest five")
+    own = [gallery.index(record["image"]) for record in records]
+    first = sum(row[0] == wanted for row, wanted in zip(order, own))
+    five = sum(wanted in row[:5] for row, wanted in zip(order, own))
+    print(f"retrieval: {first} of {len(files)} nearest to their own emoji among {len(gallery)}, {five} within the nearest five")
 
 
 def naming(mgm, data, seed, folder, limit):
-    records = sorted(read_json(data / "train" / "painter.json"), key=lambda record: stable_fraction("ask " + record["names"][0]))[:limit]
+    records = sorted(read_json(data / "train" / "painter-known.json"), key=lambda record: stable_fraction("ask " + record["names"][0]))[:limit]
     question = lambda name, file: {"id": name, "image": str(file), "question": "What is in the picture?", "answers": [name], "match": "contains"}
 
     def right(entries):
@@ -122,7 +124,7 @@ def main():
     parser.add_argument("--mgm", default=str(REPOSITORY / "target" / "release" / "mgm"))
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--subjects", type=int, default=100, help="emoji painted for the retrieval check")
-    parser.add_argument("--candidates", type=int, default=749, help="real emoji that the built-in model is asked about, to find ten that it names")
+    parser.add_argument("--candidates", type=int, default=409, help="real emoji that the built-in model is asked about, to find ten that it names")
     options = parser.parse_args()
     torch.set_grad_enabled(False)
     with tempfile.TemporaryDirectory() as folder:

@@ -157,12 +157,15 @@ fn quantised(level: Level, seconds: f64) {
         let Ok(w) = QuantWeight::new(t, n, k, Bytes::from_vec(data)) else {
             continue;
         };
-        for m in [1, 4, 256] {
-            let mut out = vec![0.0; m * n];
-            let time = best(seconds, || {
-                quant_gemm_at(level, m, &x[..m * k], &w, &mut out, &Epilogue::default())
-            });
-            report(level, t.name(), m, n, k, w.data().len(), time);
+        for (w, how) in [(&w, "rows"), (&w.interleave(), "side")] {
+            for m in [1, 4, 8, 256] {
+                let mut out = vec![0.0; m * n];
+                let time = best(seconds, || {
+                    quant_gemm_at(level, m, &x[..m * k], w, &mut out, &Epilogue::default())
+                });
+                let what = format!("{} {how}", t.name());
+                report(level, &what, m, n, k, w.data().len(), time);
+            }
         }
     }
 }

@@ -43,6 +43,12 @@ impl Aligned {
     }
 }
 
+impl AsRef<[u8]> for Aligned {
+    fn as_ref(&self) -> &[u8] {
+        self.cast()
+    }
+}
+
 thread_local! {
     static SCRATCH: Cell<Vec<Aligned>> = const { Cell::new(Vec::new()) };
 }

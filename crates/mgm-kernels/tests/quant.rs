@@ -326,6 +326,31 @@ fn integer_rows_do_not_depend_on_their_neighbours() {
     }
 }
 
+/// An interleaved copy has the same values and gives the same bits in every product.
+#[test]
+fn interleaved_weights_are_the_same_weights() {
+    for t in QuantType::ALL {
+        let (n, k) = (45, 768);
+        let weights = quantize(t, &random(9, n * k));
+        let rows = QuantWeight::new(t, n, k, Bytes::from_vec(weights)).unwrap();
+        let groups = rows.interleave();
+        assert!(groups.is_interleaved() && groups.interleave().is_interleaved());
+        assert_eq!(groups.dequantize_all(), rows.dequantize_all());
+        let x = random(3, 40 * k);
+        for level in available() {
+            for m in [1, 5, 17, 40] {
+                let product = |w: &QuantWeight| {
+                    let mut out = vec![0.0; m * n];
+                    quant_gemm_at(level, m, &x[..m * k], w, &mut out, &Epilogue::default());
+                    out
+                };
+                let name = t.name();
+                assert_eq!(product(&groups), product(&rows), "{level:?} {name} {m}");
+            }
+        }
+    }
+}
+
 #[test]
 fn packed_copies_hold_the_dequantised_values() {
     let (n, k) = (35, 96);

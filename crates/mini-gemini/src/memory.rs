@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use mgm_kernels::quant::prefers_interleaved;
 use mgm_nn::{ElementType, WeightSource};
 
 use crate::decoder::DecoderConfig;
@@ -75,11 +76,23 @@ impl Need {
         let quantised = matches!(info.element_type, ElementType::Quantised(_));
         let in_place = quantised && precision == Precision::Auto && info.shape.len() == 2;
         let is_embedding = name == "model.embed_tokens.weight";
-        // A tied head multiplies with the table: quantised blocks in place, anything else packed.
-        if in_place || (is_embedding && !decoder.tied_head) {
+        // A tied head multiplies with the table, of which only rows are read otherwise: blocks in place or side by side, anything else packed.
+        if is_embedding && !decoder.tied_head {
             return Self {
                 packed: 0,
                 mapped: info.bytes,
+            };
+        }
+        if in_place {
+            return match prefers_interleaved() {
+                true => Self {
+                    packed: info.bytes,
+                    mapped: if is_embedding { info.bytes } else { 0 },
+                },
+                false => Self {
+                    packed: 0,
+                    mapped: info.bytes,
+                },
             };
         }
         let bytes = match (precision, &info.element_type, info.shape.len()) {

@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::QuantError;
+use crate::buffer::Aligned;
 
 /// Anything that owns bytes for as long as it lives.
 pub type Owner = Arc<dyn AsRef<[u8]> + Send + Sync>;
@@ -21,6 +22,16 @@ impl Bytes {
     /// Takes a vector.
     pub fn from_vec(data: Vec<u8>) -> Self {
         let len = data.len();
+        Self {
+            owner: Arc::new(data),
+            start: 0,
+            len,
+        }
+    }
+
+    /// Takes the first `len` bytes of an aligned buffer.
+    pub(crate) fn from_aligned(data: Aligned, len: usize) -> Self {
+        debug_assert!(len <= data.len_bytes());
         Self {
             owner: Arc::new(data),
             start: 0,

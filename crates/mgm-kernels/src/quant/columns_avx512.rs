@@ -9,12 +9,13 @@ use std::ops::Range;
 
 use super::QuantType;
 use super::column_rows::{ColumnRows, Starts};
+use super::interleaved::{GROUP, Places};
 use crate::buffer::with_scratch;
 
-/// Weight rows of one call.
-pub(crate) const COLUMNS: usize = 16;
-/// Bytes of a cache line.
-const LINE: usize = 64;
+/// Weight rows of one call of [`few_rows`].
+pub(crate) const COLUMNS: usize = GROUP;
+/// How far ahead weights are fetched that come from memory.
+const AHEAD: usize = 4096;
 /// Most activation rows of [`few_rows`]: their sums stay in registers.
 pub(crate) const MAX_PASS_ROWS: usize = 16;
 /// Weight rows of one call of [`many_rows`].
@@ -67,13 +68,13 @@ impl Form for Halved {
     const OFFSETS: bool = false;
 }
 
-/// What gives the blocks of sixteen weight rows, one after another.
+/// What gives the blocks of 32 values of sixteen weight rows, one after another.
 trait Source {
     type Form: Form;
 
     /// # Safety
     /// The machine has the features of [`few_rows`].
-    unsafe fn new(rows: Rows) -> Self;
+    unsafe fn new(group: Group) -> Self;
 
     /// Block number `index`. Called with rising numbers from 0.
     ///
@@ -81,95 +82,77 @@ trait Source {
     /// The machine has the features of [`few_rows`], and `index` is below the row's number of blocks.
     unsafe fn block(&mut self, index: usize) -> Block;
 
-    /// Fetches a share of the next sixteen weight rows, as much as block number `index` is of these: sixteen rows side by side are more
-    /// streams than the processor follows by itself.
+    /// Fetches what block number `index` will be followed by.
     fn prefetch(&self, index: usize);
 }
 
-/// Sixteen weight rows in memory.
+/// Sixteen weight rows side by side, see [`super::interleaved`].
 #[derive(Clone, Copy)]
-struct Rows {
+struct Group {
     data: *const u8,
-    row_bytes: usize,
+    /// Blocks of a row, as the format counts them.
+    blocks: usize,
 }
 
-impl Rows {
-    /// The 32-bit word at `offset` in each of the rows.
-    ///
-    /// # Safety
-    /// 4 readable bytes there in every row.
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-    unsafe fn words(self, offset: usize) -> __m512i {
-        // SAFETY: the caller's.
-        let four = |first: usize| unsafe {
-            let base = self.data.add(first * self.row_bytes + offset);
-            let word = |row: usize| {
-                base.add(row * self.row_bytes)
-                    .cast::<i32>()
-                    .read_unaligned()
-            };
-            _mm_setr_epi32(word(0), word(1), word(2), word(3))
-        };
-        let low = _mm256_set_m128i(four(4), four(0));
-        let high = _mm256_set_m128i(four(12), four(8));
-        _mm512_inserti64x4::<1>(_mm512_castsi256_si512(low), high)
-    }
-
-    /// The 16 bytes at `offset` of the rows: vector `j` holds the bytes `4j..4j + 4` of all of them.
-    ///
-    /// # Safety
-    /// 16 readable bytes there in every row.
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-    unsafe fn quarters(self, offset: usize) -> [__m512i; 4] {
-        // Rows `i`, `4 + i`, `8 + i` and `12 + i` side by side.
-        let side_by_side = |i: usize| {
-            // SAFETY: the caller's.
-            let lane = |group: usize| unsafe {
-                let row = self.data.add((4 * group + i) * self.row_bytes + offset);
-                _mm_loadu_si128(row.cast())
-            };
-            let low = _mm256_set_m128i(lane(1), lane(0));
-            let high = _mm256_set_m128i(lane(3), lane(2));
-            _mm512_inserti64x4::<1>(_mm512_castsi256_si512(low), high)
-        };
-        let (a, b, c, d) = (
-            side_by_side(0),
-            side_by_side(1),
-            side_by_side(2),
-            side_by_side(3),
-        );
-        let (ab_low, ab_high) = (_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
-        let (cd_low, cd_high) = (_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
-        [
-            _mm512_unpacklo_epi64(ab_low, cd_low),
-            _mm512_unpackhi_epi64(ab_low, cd_low),
-            _mm512_unpacklo_epi64(ab_high, cd_high),
-            _mm512_unpackhi_epi64(ab_high, cd_high),
-        ]
-    }
-
-    /// Fetches the bytes after the rows from `start` to `end`.
-    #[inline(always)]
-    fn prefetch(self, start: usize, end: usize) {
-        let next = self.data.wrapping_add(COLUMNS * self.row_bytes);
-        for offset in (start / LINE * LINE..end).step_by(LINE) {
-            // SAFETY: a prefetch may go anywhere.
-            unsafe { _mm_prefetch::<_MM_HINT_T1>(next.wrapping_add(offset).cast()) };
+impl Group {
+    /// Group number `index` of `data`, which has whole groups of rows of `row_bytes` bytes.
+    fn of(t: QuantType, data: &[u8], row_bytes: usize, index: usize) -> Self {
+        let data = &data[index * COLUMNS * row_bytes..][..COLUMNS * row_bytes];
+        Self {
+            data: data.as_ptr(),
+            blocks: row_bytes / t.block_bytes(),
         }
     }
 
-    /// The 32 bytes at `offset` of the rows, four bytes of all of them in each vector.
+    /// Fetches a `share` (number, of how many) of a block's words some way behind block `index`.
+    #[inline(always)]
+    fn prefetch(self, places: Places, index: usize, share: (usize, usize)) {
+        let words = places.words.div_ceil(share.1);
+        let first = places.block(index, self.blocks).words + 64 * share.0 * words;
+        for index in 0..words {
+            let line = self.data.wrapping_add(first + 64 * index + AHEAD);
+            // SAFETY: a prefetch may go anywhere.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) };
+        }
+    }
+
+    /// The words of block `index`.
     ///
     /// # Safety
-    /// 32 readable bytes there in every row.
+    /// The rows have such a block.
+    #[inline(always)]
+    unsafe fn words(self, places: Places, index: usize) -> Words {
+        // SAFETY: inside the group.
+        Words(unsafe { self.data.add(places.block(index, self.blocks).words) })
+    }
+
+    /// The half floats of block `index`.
+    ///
+    /// # Safety
+    /// The rows have such a block, with half floats.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-    unsafe fn eighths(self, offset: usize) -> [__m512i; 8] {
+    unsafe fn half(self, places: Places, index: usize) -> __m512 {
+        let at = places.block(index, self.blocks).halves;
         // SAFETY: the caller's.
-        let (low, high) = unsafe { (self.quarters(offset), self.quarters(offset + 16)) };
-        std::array::from_fn(|g| if g < 4 { low[g] } else { high[g - 4] })
+        _mm512_cvtph_ps(unsafe { _mm256_loadu_si256(self.data.add(at).cast()) })
+    }
+}
+
+/// The words of a block of sixteen rows.
+#[derive(Clone, Copy)]
+struct Words(*const u8);
+
+impl Words {
+    /// Word `index` of the rows.
+    ///
+    /// # Safety
+    /// The block has so many words.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+    unsafe fn at(self, index: usize) -> __m512i {
+        // SAFETY: the caller's.
+        unsafe { _mm512_loadu_si512(self.0.add(64 * index).cast()) }
     }
 }
 
@@ -197,50 +180,48 @@ fn lane_bits(words: __m512i, shift: usize, mask: i32) -> __m512i {
 }
 
 /// The formats of 32 values; `TYPE` is the ggml number.
-struct Small<const TYPE: u32> {
-    rows: Rows,
-}
+struct Small<const TYPE: u32>(Group);
 
 impl<const TYPE: u32> Small<TYPE> {
-    const BYTES: usize = match TYPE {
-        2 => 18,
-        3 => 20,
-        6 => 22,
-        7 => 24,
-        _ => 34,
-    };
-    const OFFSETS: bool = TYPE == 3 || TYPE == 7;
+    const PLACES: Places = Places::of(match TYPE {
+        2 => QuantType::Q4_0,
+        3 => QuantType::Q4_1,
+        6 => QuantType::Q5_0,
+        7 => QuantType::Q5_1,
+        _ => QuantType::Q8_0,
+    });
 
     #[inline]
     #[target_feature(enable = "avx512f")]
-    fn of(rows: Rows) -> Self {
-        Self { rows }
+    fn of(group: Group) -> Self {
+        Self(group)
+    }
+
+    #[inline(always)]
+    fn fetch(&self, index: usize) {
+        self.0.prefetch(Self::PLACES, index, (0, 1));
     }
 
     /// # Safety
-    /// Block number `index` of every row is readable.
+    /// The rows have a block number `index`.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
     unsafe fn unpack(&self, index: usize) -> Block {
-        let at = index * Self::BYTES;
-        // SAFETY: offsets inside the block; the word at its beginning is inside it too.
+        // SAFETY: words and half floats of the block.
         unsafe {
-            let header = self.rows.words(at);
-            let scale = halves(header);
-            let offset = if Self::OFFSETS {
-                halves(_mm512_srli_epi32::<16>(header))
+            let words = self.0.words(Self::PLACES, index);
+            let (scale, offset) = if TYPE == 3 || TYPE == 7 {
+                let both = words.at(0);
+                (halves(both), halves(_mm512_srli_epi32::<16>(both)))
             } else {
-                _mm512_setzero_ps()
+                (self.0.half(Self::PLACES, index), _mm512_setzero_ps())
             };
             let codes = match TYPE {
-                2 => self.nibbles(at + 2, None),
-                3 => self.nibbles(at + 4, None),
-                6 => self.nibbles(at + 6, Some(at + 2)),
-                7 => self.nibbles(at + 8, Some(at + 4)),
-                _ => {
-                    let flip = |codes| _mm512_xor_si512(codes, _mm512_set1_epi8(-128));
-                    self.rows.eighths(at + 2).map(flip)
-                }
+                2 => nibbles(words, 0, None),
+                3 => nibbles(words, 1, None),
+                6 => nibbles(words, 1, Some(0)),
+                7 => nibbles(words, 2, Some(1)),
+                _ => std::array::from_fn(|g| _mm512_xor_si512(words.at(g), _mm512_set1_epi8(-128))),
             };
             Block {
                 codes,
@@ -249,123 +230,93 @@ impl<const TYPE: u32> Small<TYPE> {
             }
         }
     }
+}
 
-    /// Codes from 16 bytes of nibbles, the low ones first, and a word of fifth bits.
-    ///
-    /// # Safety
-    /// 16 readable bytes at `offset`, 4 at `fifth`, in every row.
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-    unsafe fn nibbles(&self, offset: usize, fifth: Option<usize>) -> [__m512i; 8] {
+/// Codes from four words of nibbles, the low ones first, and a word of fifth bits.
+///
+/// # Safety
+/// The block has these words.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+unsafe fn nibbles(words: Words, first: usize, fifth: Option<usize>) -> [__m512i; 8] {
+    let mask = _mm512_set1_epi8(15);
+    let codes = std::array::from_fn(|g| {
         // SAFETY: the caller's.
-        let bytes = unsafe { self.rows.quarters(offset) };
-        let mask = _mm512_set1_epi8(15);
-        let codes = std::array::from_fn(|g| {
-            let bytes = if g < 4 {
-                bytes[g]
-            } else {
-                _mm512_srli_epi16::<4>(bytes[g - 4])
-            };
-            _mm512_and_si512(bytes, mask)
-        });
-        let Some(fifth) = fifth else {
-            return codes;
+        let bytes = unsafe { words.at(first + g % 4) };
+        let bytes = if g < 4 {
+            bytes
+        } else {
+            _mm512_srli_epi16::<4>(bytes)
         };
-        // SAFETY: the caller's.
-        let word = unsafe { self.rows.words(fifth) };
-        std::array::from_fn(|g| {
-            // Bits `4g..4g + 4` of the word belong to the four bytes of the lane: its byte `g / 2`, one bit in each.
-            let byte = (0x0101_0101 * (g / 2)) as i32;
-            let place = _mm512_set1_epi32(byte);
-            let lanes = _mm512_set4_epi32(0x0c0c_0c0c, 0x0808_0808, 0x0404_0404, 0);
-            let spread = _mm512_shuffle_epi8(word, _mm512_add_epi32(place, lanes));
-            let bit = _mm512_set1_epi32(0x0804_0201 << (4 * (g % 2)));
-            let set = _mm512_test_epi8_mask(spread, bit);
-            _mm512_mask_add_epi8(codes[g], set, codes[g], _mm512_set1_epi8(16))
-        })
-    }
-}
-
-macro_rules! source {
-    ($type:ty, $form:ty, $share:expr) => {
-        impl Source for $type {
-            type Form = $form;
-
-            #[inline(always)]
-            unsafe fn new(rows: Rows) -> Self {
-                // SAFETY: the caller's.
-                unsafe { Self::of(rows) }
-            }
-
-            #[inline(always)]
-            unsafe fn block(&mut self, index: usize) -> Block {
-                // SAFETY: the caller's; numbers rise.
-                unsafe { self.unpack(index) }
-            }
-
-            #[inline(always)]
-            fn prefetch(&self, index: usize) {
-                self.rows.prefetch(index * $share, (index + 1) * $share);
-            }
-        }
+        _mm512_and_si512(bytes, mask)
+    });
+    let Some(fifth) = fifth else {
+        return codes;
     };
+    // SAFETY: the caller's.
+    let word = unsafe { words.at(fifth) };
+    std::array::from_fn(|g| {
+        // Bits `4g..4g + 4` of the word belong to the four bytes of the lane: its byte `g / 2`, one bit in each.
+        let byte = (0x0101_0101 * (g / 2)) as i32;
+        let place = _mm512_set1_epi32(byte);
+        let lanes = _mm512_set4_epi32(0x0c0c_0c0c, 0x0808_0808, 0x0404_0404, 0);
+        let spread = _mm512_shuffle_epi8(word, _mm512_add_epi32(place, lanes));
+        let bit = _mm512_set1_epi32(0x0804_0201 << (4 * (g % 2)));
+        let set = _mm512_test_epi8_mask(spread, bit);
+        _mm512_mask_add_epi8(codes[g], set, codes[g], _mm512_set1_epi8(16))
+    })
 }
 
-source!(Small<2>, Centred, COLUMNS * Self::BYTES);
-source!(Small<3>, Shifted, COLUMNS * Self::BYTES);
-source!(Small<6>, Centred, COLUMNS * Self::BYTES);
-source!(Small<7>, Shifted, COLUMNS * Self::BYTES);
-source!(Small<8>, Centred, COLUMNS * Self::BYTES);
-source!(Super<12>, Shifted, COLUMNS * Self::BYTES / 8);
-source!(Super<13>, Shifted, COLUMNS * Self::BYTES / 8);
-source!(Super<14>, Halved, COLUMNS * Self::BYTES / 8);
-
-/// The formats of 256 values; `TYPE` is the ggml number. What several of the eight blocks of 32 values need is kept between them.
+/// The formats of 256 values; `TYPE` is the ggml number. What all eight blocks of 32 values need is kept between them.
 struct Super<const TYPE: u32> {
-    rows: Rows,
-    /// The two halves of the nibbles in use.
-    nibbles: [[__m512i; 8]; 2],
-    /// The upper bits in use.
-    upper: [__m512i; 8],
+    group: Group,
     scale: __m512,
     minimum: __m512,
-    /// Four bytes of packed scales in each.
-    packed: [__m512i; 4],
 }
 
 impl<const TYPE: u32> Super<TYPE> {
-    const BYTES: usize = match TYPE {
-        12 => 144,
-        13 => 176,
-        _ => 210,
-    };
+    const PLACES: Places = Places::of(match TYPE {
+        12 => QuantType::Q4K,
+        13 => QuantType::Q5K,
+        _ => QuantType::Q6K,
+    });
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-    fn of(rows: Rows) -> Self {
-        let zero = _mm512_setzero_si512();
+    fn of(group: Group) -> Self {
         Self {
-            rows,
-            nibbles: [[zero; 8]; 2],
-            upper: [zero; 8],
+            group,
             scale: _mm512_setzero_ps(),
             minimum: _mm512_setzero_ps(),
-            packed: [zero; 4],
         }
     }
 
+    #[inline(always)]
+    fn fetch(&self, index: usize) {
+        self.group.prefetch(Self::PLACES, index / 8, (index % 8, 8));
+    }
+
     /// # Safety
-    /// Block number `index` of every row is readable, and the blocks before it in its 256 values were asked for.
+    /// The rows have a block number `index`, and the blocks before it in its 256 values were asked for.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
     unsafe fn unpack(&mut self, index: usize) -> Block {
-        let (at, block) = (index / 8 * Self::BYTES, index % 8);
-        // SAFETY: offsets inside the 256 values' bytes.
+        let block = index % 8;
+        // SAFETY: the caller's.
         unsafe {
+            let words = self.group.words(Self::PLACES, index / 8);
             if TYPE == 14 {
-                self.six_bits(at, block)
+                if block == 0 {
+                    self.scale = self.group.half(Self::PLACES, index / 8);
+                }
+                self.six_bits(words, block)
             } else {
-                self.scaled_minima(at, block)
+                if block == 0 {
+                    let both = words.at(0);
+                    self.scale = halves(both);
+                    self.minimum = halves(_mm512_srli_epi32::<16>(both));
+                }
+                self.scaled_minima(words, block)
             }
         }
     }
@@ -373,49 +324,37 @@ impl<const TYPE: u32> Super<TYPE> {
     /// Q4_K and Q5_K.
     ///
     /// # Safety
-    /// The 256 values at `at` of every row are readable.
+    /// `words` are those of 256 values.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-    unsafe fn scaled_minima(&mut self, at: usize, block: usize) -> Block {
+    unsafe fn scaled_minima(&self, words: Words, block: usize) -> Block {
         let five = TYPE == 13;
-        // SAFETY: offsets inside the 256 values' bytes.
-        unsafe {
-            if block == 0 {
-                let header = self.rows.words(at);
-                self.scale = halves(header);
-                self.minimum = halves(_mm512_srli_epi32::<16>(header));
-                for (j, packed) in self.packed.iter_mut().enumerate().take(3) {
-                    *packed = self.rows.words(at + 4 + 4 * j);
-                }
-                if five {
-                    self.upper = self.rows.eighths(at + 16);
-                }
-            }
-            if block.is_multiple_of(2) {
-                let first = at + if five { 48 } else { 16 };
-                self.nibbles[0] = self.rows.eighths(first + 16 * block);
-            }
-        }
+        // SAFETY: words of the 256 values.
+        let word = |index: usize| unsafe { words.at(index) };
+        let first = if five { 12 } else { 4 } + block / 2 * 8;
         let codes = std::array::from_fn(|g| {
-            let low = byte_bits(self.nibbles[0][g], 4 * (block % 2), 15);
+            let low = byte_bits(word(first + g), 4 * (block % 2), 15);
             if five {
-                let bit = byte_bits(self.upper[g], block, 1);
+                let bit = byte_bits(word(4 + g), block, 1);
                 _mm512_or_si512(low, _mm512_slli_epi16::<4>(bit))
             } else {
                 low
             }
         });
-        let [first, second, third, _] = self.packed;
         let shift = 8 * (block % 4);
         let (scale, minimum) = if block < 4 {
-            (lane_bits(first, shift, 63), lane_bits(second, shift, 63))
+            (lane_bits(word(1), shift, 63), lane_bits(word(2), shift, 63))
         } else {
             let join = |low, high| _mm512_or_si512(low, _mm512_slli_epi32::<4>(high));
+            let third = word(3);
             (
-                join(lane_bits(third, shift, 15), lane_bits(first, shift + 6, 3)),
+                join(
+                    lane_bits(third, shift, 15),
+                    lane_bits(word(1), shift + 6, 3),
+                ),
                 join(
                     lane_bits(third, shift + 4, 15),
-                    lane_bits(second, shift + 6, 3),
+                    lane_bits(word(2), shift + 6, 3),
                 ),
             )
         };
@@ -432,33 +371,21 @@ impl<const TYPE: u32> Super<TYPE> {
     /// Q6_K.
     ///
     /// # Safety
-    /// The 256 values at `at` of every row are readable.
+    /// `words` are those of 256 values.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-    unsafe fn six_bits(&mut self, at: usize, block: usize) -> Block {
+    unsafe fn six_bits(&self, words: Words, block: usize) -> Block {
         let (half, part) = (block / 4, block % 4);
-        // SAFETY: offsets inside the 256 values' bytes; the word that ends with the scale begins inside them too.
-        unsafe {
-            if block == 0 {
-                self.scale = halves(_mm512_srli_epi32::<16>(self.rows.words(at + 206)));
-                for (j, packed) in self.packed.iter_mut().enumerate() {
-                    *packed = self.rows.words(at + 192 + 4 * j);
-                }
-            }
-            if part == 0 {
-                self.nibbles[0] = self.rows.eighths(at + 64 * half);
-                self.nibbles[1] = self.rows.eighths(at + 64 * half + 32);
-                self.upper = self.rows.eighths(at + 128 + 32 * half);
-            }
-        }
+        // SAFETY: words of the 256 values.
+        let word = |index: usize| unsafe { words.at(index) };
         let codes = std::array::from_fn(|g| {
-            let low = byte_bits(self.nibbles[part % 2][g], part / 2 * 4, 15);
-            let high = byte_bits(self.upper[g], 2 * part, 3);
+            let low = byte_bits(word(16 * half + 8 * (part % 2) + g), part / 2 * 4, 15);
+            let high = byte_bits(word(32 + 8 * half + g), 2 * part, 3);
             _mm512_or_si512(low, _mm512_slli_epi16::<4>(high))
         });
         // Two signed bytes of this block.
         let pair = _mm512_srl_epi32(
-            self.packed[block / 2],
+            word(48 + block / 2),
             _mm_cvtsi32_si128(16 * (block % 2) as i32),
         );
         let first = _mm512_srai_epi32::<24>(_mm512_slli_epi32::<24>(pair));
@@ -472,6 +399,42 @@ impl<const TYPE: u32> Super<TYPE> {
         }
     }
 }
+
+macro_rules! source {
+    ($($type:ty: $form:ty,)*) => {
+        $(impl Source for $type {
+            type Form = $form;
+
+            #[inline(always)]
+            unsafe fn new(group: Group) -> Self {
+                // SAFETY: the caller's.
+                unsafe { Self::of(group) }
+            }
+
+            #[inline(always)]
+            unsafe fn block(&mut self, index: usize) -> Block {
+                // SAFETY: the caller's; numbers rise.
+                unsafe { self.unpack(index) }
+            }
+
+            #[inline(always)]
+            fn prefetch(&self, index: usize) {
+                self.fetch(index);
+            }
+        })*
+    };
+}
+
+source!(
+    Small<2>: Centred,
+    Small<3>: Shifted,
+    Small<6>: Centred,
+    Small<7>: Shifted,
+    Small<8>: Centred,
+    Super<12>: Shifted,
+    Super<13>: Shifted,
+    Super<14>: Halved,
+);
 
 /// What [`ColumnRows`] need to know of a format.
 pub(crate) fn starts(t: QuantType) -> Starts {
@@ -491,11 +454,11 @@ pub(crate) fn starts(t: QuantType) -> Starts {
 /// Products of sixteen weight rows with the `M` activation rows from `first`.
 ///
 /// # Safety
-/// The machine has the features, `rows` have `blocks` blocks, and `x` at least `first + M` rows of `blocks` blocks.
+/// The machine has the features, `group` has `blocks` blocks of 32 values, and `x` at least `first + M` rows of `blocks` blocks.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
 unsafe fn pass<S: Source, const M: usize>(
-    rows: Rows,
+    group: Group,
     blocks: usize,
     x: &ColumnRows,
     first: usize,
@@ -503,7 +466,7 @@ unsafe fn pass<S: Source, const M: usize>(
 ) {
     let mut sums = [_mm512_setzero_ps(); M];
     // SAFETY: the caller's.
-    let mut source = unsafe { S::new(rows) };
+    let mut source = unsafe { S::new(group) };
     for block in 0..blocks {
         source.prefetch(block);
         // SAFETY: `block < blocks`.
@@ -634,11 +597,11 @@ unsafe fn wide_pass<F: Form, const M: usize>(
 /// [`many_rows`] for one format.
 ///
 /// # Safety
-/// The machine has the features, `rows` have `blocks` blocks, `x` has them too in all rows of `range`, and `unpacked` points to room for
+/// The machine has the features, `groups` have `blocks` blocks of 32 values, `x` has them too in all rows of `range`, and `unpacked` points to room for
 /// [`UNPACKED_BLOCKS`] pairs.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
 unsafe fn many_rows_of<S: Source>(
-    rows: [Rows; 2],
+    groups: [Group; 2],
     blocks: usize,
     x: &ColumnRows,
     range: Range<usize>,
@@ -649,12 +612,11 @@ unsafe fn many_rows_of<S: Source>(
     let passes = m.div_ceil(WIDE_PASS_ROWS);
     // SAFETY: the caller's; numbers of blocks rise, a block has no destructor.
     unsafe {
-        let mut sources = rows.map(|rows| S::new(rows));
+        let mut sources = groups.map(|group| S::new(group));
         for start in (0..blocks).step_by(UNPACKED_BLOCKS) {
             let count = UNPACKED_BLOCKS.min(blocks - start);
             for (group, source) in sources.iter_mut().enumerate() {
                 for index in 0..count {
-                    source.prefetch(start + index);
                     let block = source.block(start + index);
                     unpacked.add(index).cast::<Block>().add(group).write(block);
                 }
@@ -702,8 +664,8 @@ macro_rules! by_type {
     }};
 }
 
-/// Products of sixteen weight rows of `k` values (`data`, one after another) with the activation rows `first..first + out.len()`, at most
-/// [`MAX_PASS_ROWS`].
+/// Products of sixteen weight rows of `k` values (`data`, a group as [`super::interleaved`] makes it) with the activation rows
+/// `first..first + out.len()`, at most [`MAX_PASS_ROWS`].
 ///
 /// # Panics
 /// When `data` or `x` is too short, or there are too many rows.
@@ -718,20 +680,17 @@ pub(crate) fn few_rows(
 ) {
     let (blocks, m, row_bytes) = (k / 32, out.len(), row_bytes(t, k));
     assert!(
-        data.len() >= COLUMNS * row_bytes
+        data.len() == COLUMNS * row_bytes
             && x.codes.len() >= (first + m) * k
             && x.heads.len() >= (first + m) * blocks
     );
-    let rows = Rows {
-        data: data.as_ptr(),
-        row_bytes,
-    };
+    let group = Group::of(t, data, row_bytes, 0);
     macro_rules! by_rows {
         ($source:ident: $($m:literal)*) => {
             match m {
                 0 => {}
                 // SAFETY: the assertion above.
-                $($m => unsafe { pass::<$source, $m>(rows, blocks, x, first, out) },)*
+                $($m => unsafe { pass::<$source, $m>(group, blocks, x, first, out) },)*
                 _ => panic!("{m} rows in one pass, at most {MAX_PASS_ROWS}"),
             }
         };
@@ -739,8 +698,8 @@ pub(crate) fn few_rows(
     by_type!(t, S => by_rows!(S: 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16));
 }
 
-/// Products of thirty-two weight rows of `k` values (`data`, one after another) with the activation rows of `range`, one row of `out` for
-/// each. The weights are unpacked once.
+/// Products of thirty-two weight rows of `k` values (`data`, two groups as [`super::interleaved`] makes them) with the activation rows of
+/// `range`, one row of `out` for each. The weights are unpacked once. Of a single group the last sixteen columns are those of the first.
 ///
 /// # Panics
 /// When a slice is too short.
@@ -755,20 +714,18 @@ pub(crate) fn many_rows(
 ) {
     let (blocks, row_bytes) = (k / 32, row_bytes(t, k));
     assert!(
-        data.len() >= WIDE_COLUMNS * row_bytes
+        data.len() >= COLUMNS * row_bytes
             && x.codes.len() >= range.end * k
             && x.heads.len() >= range.end * blocks
             && out.len() == range.len()
     );
     out.fill([0.0; WIDE_COLUMNS]);
-    let rows = [0, COLUMNS].map(|first| Rows {
-        data: data[first * row_bytes..].as_ptr(),
-        row_bytes,
-    });
+    let last = (data.len() / (COLUMNS * row_bytes) - 1).min(1);
+    let groups = [0, last].map(|index| Group::of(t, data, row_bytes, index));
     with_scratch(UNPACKED_BLOCKS * size_of::<[Block; 2]>(), |scratch| {
         // Scratch memory begins on a line of 64 bytes.
         let unpacked = scratch.cast_mut::<u8>().as_mut_ptr().cast::<[Block; 2]>();
         // SAFETY: the assertion above, and the scratch memory's length.
-        by_type!(t, S => unsafe { many_rows_of::<S>(rows, blocks, x, range, unpacked, out) });
+        by_type!(t, S => unsafe { many_rows_of::<S>(groups, blocks, x, range, unpacked, out) });
     });
 }

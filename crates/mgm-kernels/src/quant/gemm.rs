@@ -53,7 +53,7 @@ pub fn quant_gemm_at(
     }
     let level = level::clamp(level);
     #[cfg(target_arch = "x86_64")]
-    if level == Level::Avx512 || level == Level::Amx && m <= AMX_INTEGER_ROWS {
+    if k > 0 && (level == Level::Avx512 || level == Level::Amx && m <= AMX_INTEGER_ROWS) {
         by_columns(level, m, x, w, out, epilogue);
         return;
     }
@@ -101,16 +101,16 @@ fn by_rows(
         padded.resize(rows * k, 0.0);
         QuantRows::new(level, rows, k, &padded)
     };
-    let row_bytes = k / w.quant_type().block_len() * w.quant_type().block_bytes();
-    let data = w.data();
+    let blocks = k / w.quant_type().block_len();
     let shared = SharedSlice::new(out);
     let task = |index: usize| {
         let first = index * TASK_FEATURES;
         let count = TASK_FEATURES.min(n - first);
         let mut tile = [[0.0f32; TASK_FEATURES]; MAX_ROWS];
         for j in 0..count {
-            let row = &data[(first + j) * row_bytes..][..row_bytes];
-            let products = dot::dot(level, w.quant_type(), m, row, k, &quantized);
+            let products = w.with_blocks(first + j, 0..blocks, |row| {
+                dot::dot(level, w.quant_type(), m, row, k, &quantized)
+            });
             for i in 0..m {
                 tile[i][j] = products[i];
             }
@@ -146,6 +146,7 @@ fn by_columns(
 ) {
     use super::column_rows::ColumnRows;
     use super::columns_avx512::{self, COLUMNS, MAX_PASS_ROWS, WIDE_COLUMNS};
+    use super::interleaved;
     use crate::buffer::with_scratch;
 
     let (n, k) = (w.n(), w.k());
@@ -156,16 +157,23 @@ fn by_columns(
     let (chunks, groups) = (m.div_ceil(TASK_ROWS), n.div_ceil(TASK_FEATURES));
     let starts = columns_avx512::starts(t);
     ColumnRows::with(level, m, k, x, starts, |quantized| {
-        let columns = |first: usize, wanted: usize| {
+        // Calls `f` with the number of columns from `first`, at most `wanted`, and their groups.
+        let with_columns = |first: usize, wanted: usize, f: &mut dyn FnMut(usize, &[u8])| {
             let count = wanted.min(n - first);
-            let rows = &data[first * row_bytes..(first + count) * row_bytes];
-            // The last rows of a weight whose number is no multiple of the columns, and zeros.
-            let padded = (count < wanted).then(|| {
-                let mut padded = rows.to_vec();
-                padded.resize(wanted * row_bytes, 0);
-                padded
+            let bytes = count.next_multiple_of(COLUMNS) * row_bytes;
+            if w.is_interleaved() {
+                f(count, &data[first * row_bytes..][..bytes]);
+                return;
+            }
+            with_scratch(bytes, |scratch| {
+                let made = &mut scratch.cast_mut::<u8>()[..bytes];
+                let rows = data[first * row_bytes..(first + count) * row_bytes]
+                    .chunks(COLUMNS * row_bytes);
+                for (rows, group) in rows.zip(made.chunks_exact_mut(COLUMNS * row_bytes)) {
+                    interleaved::interleave(t, rows, row_bytes, group);
+                }
+                f(count, made);
             });
-            (count, rows, padded)
         };
         // Neighbouring tasks share their activation rows.
         let task = |index: usize| {
@@ -178,33 +186,41 @@ fn by_columns(
             };
             let first = group * TASK_FEATURES;
             if m > MAX_PASS_ROWS {
-                let (count, rows, padded) = columns(first, WIDE_COLUMNS);
-                let rows = padded.as_deref().unwrap_or(rows);
                 let bytes = range.len() * size_of::<[f32; WIDE_COLUMNS]>();
-                with_scratch(bytes, |scratch| {
-                    let values = &mut scratch.cast_mut::<f32>()[..range.len() * WIDE_COLUMNS];
-                    let products = values.as_chunks_mut::<WIDE_COLUMNS>().0;
-                    // SAFETY: the machine has this level.
-                    unsafe {
-                        columns_avx512::many_rows(t, rows, k, quantized, range.clone(), products);
-                    }
-                    for (row, values) in range.zip(products) {
-                        store(first, count, row, values);
-                    }
+                with_columns(first, WIDE_COLUMNS, &mut |count, data| {
+                    with_scratch(bytes, |scratch| {
+                        let values = &mut scratch.cast_mut::<f32>()[..range.len() * WIDE_COLUMNS];
+                        let products = values.as_chunks_mut::<WIDE_COLUMNS>().0;
+                        let range = range.clone();
+                        // SAFETY: the machine has this level.
+                        unsafe {
+                            columns_avx512::many_rows(
+                                t,
+                                data,
+                                k,
+                                quantized,
+                                range.clone(),
+                                products,
+                            );
+                        }
+                        for (row, values) in range.zip(products) {
+                            store(first, count, row, values);
+                        }
+                    });
                 });
                 return;
             }
             let end = (first + TASK_FEATURES).min(n);
             for first in (first..end).step_by(COLUMNS) {
-                let (count, rows, padded) = columns(first, COLUMNS);
-                let rows = padded.as_deref().unwrap_or(rows);
-                let mut products = [[0.0f32; COLUMNS]; MAX_PASS_ROWS];
-                let products = &mut products[..m];
-                // SAFETY: the machine has this level.
-                unsafe { columns_avx512::few_rows(t, rows, k, quantized, 0, products) };
-                for (i, values) in products.iter_mut().enumerate() {
-                    store(first, count, i, values);
-                }
+                with_columns(first, COLUMNS, &mut |count, data| {
+                    let mut products = [[0.0f32; COLUMNS]; MAX_PASS_ROWS];
+                    let products = &mut products[..m];
+                    // SAFETY: the machine has this level.
+                    unsafe { columns_avx512::few_rows(t, data, k, quantized, 0, products) };
+                    for (i, values) in products.iter_mut().enumerate() {
+                        store(first, count, i, values);
+                    }
+                });
             }
         };
         let tasks = chunks * groups;

@@ -12,6 +12,7 @@ mod dot;
 #[cfg(target_arch = "x86_64")]
 mod dot_x86;
 mod gemm;
+mod interleaved;
 mod k_quants;
 mod quantize;
 mod search;
@@ -19,9 +20,13 @@ mod search;
 pub use bytes::{Bytes, Owner};
 pub use gemm::{quant_gemm, quant_gemm_at};
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
-use crate::level::level;
+use crate::buffer::{Aligned, with_scratch};
+use crate::level::{Level, level};
+use interleaved::GROUP;
 
 /// A GGML block format. Layouts are those of GGUF files.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -59,7 +64,7 @@ impl QuantType {
     ];
 
     /// Values in one block.
-    pub fn block_len(self) -> usize {
+    pub const fn block_len(self) -> usize {
         match self {
             Self::Q8_0 | Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 => 32,
             Self::Q4K | Self::Q5K | Self::Q6K => 256,
@@ -67,7 +72,7 @@ impl QuantType {
     }
 
     /// Bytes of one block.
-    pub fn block_bytes(self) -> usize {
+    pub const fn block_bytes(self) -> usize {
         match self {
             Self::Q8_0 => 34,
             Self::Q4_0 => 18,
@@ -230,6 +235,11 @@ fn whole_blocks(t: QuantType, count: usize) -> usize {
     count / t.block_len()
 }
 
+/// Whether products of this machine's level read [interleaved](QuantWeight::interleave) weights faster.
+pub fn prefers_interleaved() -> bool {
+    level() >= Level::Avx512
+}
+
 /// A quantised weight `W [n, k]`, rows of whole blocks, read in place. Cheap to clone and to share.
 #[derive(Clone, Debug)]
 pub struct QuantWeight {
@@ -237,6 +247,8 @@ pub struct QuantWeight {
     n: usize,
     k: usize,
     data: Bytes,
+    /// Groups of sixteen rows, the last one with zeros, in place of rows.
+    interleaved: bool,
 }
 
 impl QuantWeight {
@@ -262,7 +274,37 @@ impl QuantWeight {
             n,
             k,
             data,
+            interleaved: false,
         })
+    }
+
+    /// A copy whose rows lie side by side in groups of sixteen, as vectors of columns read them: products of few rows, which have to read
+    /// all weights for little work, are up to twice as fast. The values are the same.
+    pub fn interleave(&self) -> Self {
+        if self.interleaved {
+            return self.clone();
+        }
+        let row_bytes = self.row_bytes();
+        let bytes = self.n.next_multiple_of(GROUP) * row_bytes;
+        let mut data = Aligned::zeroed(bytes);
+        data.cast_mut::<u8>()[..bytes]
+            .par_chunks_exact_mut((GROUP * row_bytes).max(1))
+            .enumerate()
+            .for_each(|(index, out)| {
+                let first = index * GROUP;
+                let rows = first * row_bytes..(first + GROUP).min(self.n) * row_bytes;
+                interleaved::interleave(self.quant_type, &self.data()[rows], row_bytes, out);
+            });
+        Self {
+            data: Bytes::from_aligned(data, bytes),
+            interleaved: true,
+            ..self.clone()
+        }
+    }
+
+    /// Whether this is an [interleaved](Self::interleave) copy.
+    pub fn is_interleaved(&self) -> bool {
+        self.interleaved
     }
 
     /// Output features.
@@ -280,20 +322,13 @@ impl QuantWeight {
         self.quant_type
     }
 
-    /// The blocks, row after row.
+    /// The blocks: row after row, or in groups of sixteen rows of an [interleaved](Self::interleave) weight.
     pub fn data(&self) -> &[u8] {
         self.data.as_slice()
     }
 
     fn row_bytes(&self) -> usize {
         self.k / self.quant_type.block_len() * self.quant_type.block_bytes()
-    }
-
-    /// Blocks of row `i`.
-    fn row(&self, i: usize) -> &[u8] {
-        assert!(i < self.n, "QuantWeight: row {i} of {}", self.n);
-        let bytes = self.row_bytes();
-        &self.data()[i * bytes..][..bytes]
     }
 
     /// Dequantises row `i` into `out` (`k` values).
@@ -306,18 +341,36 @@ impl QuantWeight {
             self.k,
             "QuantWeight::dequantize_row: output length"
         );
-        blocks::dequantize(self.quant_type, self.row(i), out);
+        self.dequantize_part(i, 0, out);
     }
 
     /// Values of row `i` from feature `first` on, as many as `out` has; both ends lie between blocks.
     pub(crate) fn dequantize_part(&self, i: usize, first: usize, out: &mut [f32]) {
-        let (values, bytes) = (self.quant_type.block_len(), self.quant_type.block_bytes());
+        let t = self.quant_type;
+        let values = t.block_len();
+        assert!(i < self.n, "QuantWeight: row {i} of {}", self.n);
         assert!(
             first.is_multiple_of(values) && out.len().is_multiple_of(values),
             "QuantWeight::dequantize_part: not between blocks"
         );
-        let part = &self.row(i)[first / values * bytes..][..out.len() / values * bytes];
-        blocks::dequantize(self.quant_type, part, out);
+        let blocks = first / values..(first + out.len()) / values;
+        self.with_blocks(i, blocks, |part| blocks::dequantize(t, part, out));
+    }
+
+    /// Calls `f` with the bytes of some blocks of row `i`.
+    fn with_blocks<R>(&self, i: usize, blocks: Range<usize>, f: impl FnOnce(&[u8]) -> R) -> R {
+        let (t, row_bytes) = (self.quant_type, self.row_bytes());
+        let bytes = t.block_bytes();
+        if !self.interleaved {
+            let row = &self.data()[i * row_bytes..][..row_bytes];
+            return f(&row[blocks.start * bytes..blocks.end * bytes]);
+        }
+        let group = &self.data()[i / GROUP * GROUP * row_bytes..][..GROUP * row_bytes];
+        with_scratch(blocks.len() * bytes, |scratch| {
+            let part = &mut scratch.cast_mut::<u8>()[..blocks.len() * bytes];
+            interleaved::blocks_of_row(t, group, row_bytes, i % GROUP, blocks, part);
+            f(part)
+        })
     }
 
     /// The whole matrix as row-major `f32` `[n, k]`.

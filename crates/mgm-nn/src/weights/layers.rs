@@ -104,7 +104,12 @@ impl WeightSource {
             let weight = QuantWeight::new(quant_type, out_features, in_features, blocks).map_err(
                 |error| Error::format(&found.file, format!("tensor {}: {error}", found.name)),
             )?;
-            return Ok(FrozenWeight::quantised(weight));
+            if storage == WeightStorage::Mapped || !quant::prefers_interleaved() {
+                return Ok(FrozenWeight::quantised(weight));
+            }
+            let weight = FrozenWeight::quantised(weight.interleave());
+            found.release();
+            return Ok(weight);
         }
         if wants_blocks(storage, in_features) {
             let weight = match found.tensor.matrix(out_features, in_features) {
@@ -122,6 +127,11 @@ impl WeightSource {
                 Error::format(&found.file, format!("tensor {}: {error}", found.name))
             })?;
             found.release();
+            let weight = if quant::prefers_interleaved() {
+                weight.interleave()
+            } else {
+                weight
+            };
             return Ok(FrozenWeight::quantised(weight));
         }
         let weight_type = float_type(storage, kind);

@@ -12,14 +12,15 @@ pub enum WeightStorage {
     Bf16,
     /// `f16`: half the memory and bandwidth, products in `f32`. Values beyond ±65504 become infinite.
     F16,
-    /// Q8_0 blocks made while loading, a quarter of `f32`; matrices whose rows are not whole blocks become `bf16`. Blocks of a file are
-    /// used in place as with [`Self::AsStored`].
+    /// Q8_0 blocks made while loading, a quarter of `f32`; matrices whose rows are not whole blocks become `bf16`. Blocks of a file stay
+    /// what they are as with [`Self::AsStored`].
     Q8_0,
-    /// As in the file: quantised blocks stay quantised and mapped, `bf16` and `f16` stay what they are, the rest becomes `f32`.
+    /// As in the file: quantised blocks stay quantised (in place, or copied side by side where
+    /// [that is faster](mgm_kernels::quant::prefers_interleaved)), `bf16` and `f16` stay what they are, the rest becomes `f32`.
     #[default]
     AsStored,
     /// Nothing is copied: matrices stay in their mapped file and are packed panel by panel in every product. For models larger than memory,
-    /// which then run as fast as the disk allows. Quantised blocks are used in place as with [`Self::AsStored`]; matrices
+    /// which then run as fast as the disk allows. Quantised blocks are used in place; matrices
     /// that are in no file are packed.
     Mapped,
 }
