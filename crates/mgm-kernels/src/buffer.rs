@@ -3,43 +3,86 @@
 use std::cell::Cell;
 
 use bytemuck::{Pod, Zeroable};
+use memmap2::MmapMut;
 
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C, align(64))]
 struct Line([u8; 64]);
 
 /// A buffer that starts on a 64-byte boundary, so that vector and tile loads never straddle cache lines.
-#[derive(Clone, Default)]
-pub(crate) struct Aligned {
-    lines: Vec<Line>,
+pub(crate) struct Aligned(Storage);
+
+enum Storage {
+    Lines(Vec<Line>),
+    /// Pages of the system's own, as many bytes as whole lines have.
+    Pages(MmapMut),
+}
+
+/// Buffers of at least so many bytes are worth pages of their own.
+const PAGES_BYTES: usize = 8 << 20;
+
+impl Default for Aligned {
+    fn default() -> Self {
+        Self(Storage::Lines(Vec::new()))
+    }
+}
+
+impl Clone for Aligned {
+    fn clone(&self) -> Self {
+        let mut copy = Self::lasting(self.len_bytes());
+        copy.cast_mut::<u8>().copy_from_slice(self.cast());
+        copy
+    }
 }
 
 impl Aligned {
     /// Zero-filled buffer of at least `bytes` bytes (rounded up to whole lines).
     pub(crate) fn zeroed(bytes: usize) -> Self {
-        Self {
-            lines: bytemuck::allocation::zeroed_vec(bytes.div_ceil(64)),
+        Self(Storage::Lines(bytemuck::allocation::zeroed_vec(
+            bytes.div_ceil(64),
+        )))
+    }
+
+    /// [`Self::zeroed`] for weights: a large one lies in large pages where the system has them, which saves it hundreds of thousands of page
+    /// faults a gigabyte and every pass over it the look-ups.
+    pub(crate) fn lasting(bytes: usize) -> Self {
+        if bytes >= PAGES_BYTES
+            && let Ok(pages) = MmapMut::map_anon(bytes.next_multiple_of(64))
+        {
+            #[cfg(target_os = "linux")]
+            // Without large pages small ones do.
+            let _ = pages.advise(memmap2::Advice::HugePage);
+            return Self(Storage::Pages(pages));
         }
+        Self::zeroed(bytes)
     }
 
     /// Makes room for `bytes` bytes; the contents are unspecified.
     pub(crate) fn reserve(&mut self, bytes: usize) {
-        let lines = bytes.div_ceil(64);
-        if self.lines.len() < lines {
+        if self.len_bytes() < bytes.next_multiple_of(64) {
             *self = Self::zeroed(bytes);
         }
     }
 
     pub(crate) fn len_bytes(&self) -> usize {
-        self.lines.len() * 64
+        match &self.0 {
+            Storage::Lines(lines) => lines.len() * 64,
+            Storage::Pages(pages) => pages.len(),
+        }
     }
 
     pub(crate) fn cast<T: Pod>(&self) -> &[T] {
-        bytemuck::cast_slice(&self.lines)
+        match &self.0 {
+            Storage::Lines(lines) => bytemuck::cast_slice(lines),
+            Storage::Pages(pages) => bytemuck::cast_slice(pages),
+        }
     }
 
     pub(crate) fn cast_mut<T: Pod>(&mut self) -> &mut [T] {
-        bytemuck::cast_slice_mut(&mut self.lines)
+        match &mut self.0 {
+            Storage::Lines(lines) => bytemuck::cast_slice_mut(lines),
+            Storage::Pages(pages) => bytemuck::cast_slice_mut(pages),
+        }
     }
 }
 

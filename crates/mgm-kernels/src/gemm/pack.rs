@@ -180,7 +180,7 @@ impl PackedWeight {
             n,
             k,
             weight_type,
-            data: Aligned::zeroed(bytes),
+            data: Aligned::lasting(bytes),
         }
     }
 

@@ -14,8 +14,9 @@ use crate::buffer::with_scratch;
 
 /// Weight rows of one call of [`few_rows`].
 pub(crate) const COLUMNS: usize = GROUP;
-/// How far ahead weights are fetched that come from memory.
-const AHEAD: usize = 4096;
+/// How far ahead weights are fetched that come from memory, where they are not read from the first byte to the last: there the processor
+/// does it better.
+const AHEAD: usize = 8192;
 /// Most activation rows of [`few_rows`]: their sums stay in registers.
 pub(crate) const MAX_PASS_ROWS: usize = 16;
 /// Weight rows of one call of [`many_rows`].
@@ -82,8 +83,8 @@ trait Source {
     /// The machine has the features of [`few_rows`], and `index` is below the row's number of blocks.
     unsafe fn block(&mut self, index: usize) -> Block;
 
-    /// Fetches what block number `index` will be followed by.
-    fn prefetch(&self, index: usize);
+    /// Fetches what comes some way behind block number `index`.
+    fn prefetch(&self, _index: usize) {}
 }
 
 /// Sixteen weight rows side by side, see [`super::interleaved`].
@@ -197,11 +198,6 @@ impl<const TYPE: u32> Small<TYPE> {
         Self(group)
     }
 
-    #[inline(always)]
-    fn fetch(&self, index: usize) {
-        self.0.prefetch(Self::PLACES, index, (0, 1));
-    }
-
     /// # Safety
     /// The rows have a block number `index`.
     #[inline]
@@ -289,11 +285,6 @@ impl<const TYPE: u32> Super<TYPE> {
             scale: _mm512_setzero_ps(),
             minimum: _mm512_setzero_ps(),
         }
-    }
-
-    #[inline(always)]
-    fn fetch(&self, index: usize) {
-        self.group.prefetch(Self::PLACES, index / 8, (index % 8, 8));
     }
 
     /// # Safety
@@ -401,7 +392,7 @@ impl<const TYPE: u32> Super<TYPE> {
 }
 
 macro_rules! source {
-    ($($type:ty: $form:ty,)*) => {
+    ($($type:ty: $form:ty $({ $($more:item)* })?,)*) => {
         $(impl Source for $type {
             type Form = $form;
 
@@ -417,10 +408,7 @@ macro_rules! source {
                 unsafe { self.unpack(index) }
             }
 
-            #[inline(always)]
-            fn prefetch(&self, index: usize) {
-                self.fetch(index);
-            }
+            $($($more)*)?
         })*
     };
 }
@@ -433,7 +421,12 @@ source!(
     Small<8>: Centred,
     Super<12>: Shifted,
     Super<13>: Shifted,
-    Super<14>: Halved,
+    Super<14>: Halved {
+        #[inline(always)]
+        fn prefetch(&self, index: usize) {
+            self.group.prefetch(Self::PLACES, index / 8, (index % 8, 8));
+        }
+    },
 );
 
 /// What [`ColumnRows`] need to know of a format.

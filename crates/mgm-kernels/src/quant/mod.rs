@@ -286,7 +286,7 @@ impl QuantWeight {
         }
         let row_bytes = self.row_bytes();
         let bytes = self.n.next_multiple_of(GROUP) * row_bytes;
-        let mut data = Aligned::zeroed(bytes);
+        let mut data = Aligned::lasting(bytes);
         data.cast_mut::<u8>()[..bytes]
             .par_chunks_exact_mut((GROUP * row_bytes).max(1))
             .enumerate()
