@@ -5,7 +5,7 @@
 //! * [`Linear`] and [`Embedding`]: the two layers whose weights may be trainable, packed, quantised or on a device.
 //! * [`kv`]: keys and values of what a decoder has read, in blocks that sequences share.
 //! * [`WeightSource`]: where weights come from (safetensors, GGUF, torch files, memory) and, through [`WeightPolicy`],
-//!   what becomes of them: a trainable parameter, a packed matrix, or quantised blocks used in place.
+//!   what becomes of them: a trainable parameter, a packed matrix, or quantised blocks.
 //!
 //! All activations are `f32`. One module tree serves inference and training: what is trainable is a property of the
 //! weight source.
