@@ -841,9 +841,9 @@ fn storage_decides_what_a_packed_matrix_takes() {
 
 #[test]
 fn blocks_made_while_loading_are_those_of_the_quantiser() {
-    let weight = tensor(&[5, 64], 3);
+    let weight = tensor(&[16, 64], 3);
     let layer = |storage: WeightStorage, width: usize| {
-        let tensors = map([("fc.weight", tensor(&[5, width], 3))])
+        let tensors = map([("fc.weight", tensor(&[16, width], 3))])
             .into_iter()
             .collect();
         WeightSource::from_tensors(tensors)
@@ -851,11 +851,11 @@ fn blocks_made_while_loading_are_those_of_the_quantiser() {
                 storage,
                 ..WeightPolicy::default()
             })
-            .linear("fc", width, 5, Bias::No)
+            .linear("fc", width, 16, Bias::No)
             .unwrap()
     };
     let blocks = quant::quantize(QuantType::Q8_0, &values(&weight));
-    let mut expected = vec![0.0; 5 * 64];
+    let mut expected = vec![0.0; 16 * 64];
     quant::dequantize(QuantType::Q8_0, &blocks, &mut expected);
     let quantised = layer(WeightStorage::Q8_0, 64);
     assert_eq!(quantised.bytes(), blocks.len());
