@@ -202,7 +202,7 @@ def main():
             def step():
                 model(input_ids=token, past_key_values=cache, use_cache=True).logits[:, -1].argmax(-1)
 
-            measure(f"decode after {context}", step, lambda: cache.crop(context))
+            measure(f"decode after {context}", step, lambda: cache.crop(-1))
     if whole:
         question = torch.randint(0, 1000, (1, arguments.question))
 

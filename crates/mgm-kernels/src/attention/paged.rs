@@ -133,18 +133,22 @@ pub fn paged_attention_at(
     let group = shape.heads / shape.kv_heads;
     let mut tasks = Vec::new();
     let (mut start, mut work) = (0, 0);
+    // Where there are fewer key heads than threads the query heads of one are shared out too.
+    let heads = sequences.len() * shape.kv_heads;
+    let shares = rayon::current_num_threads().div_ceil(heads.max(1));
     for sequence in sequences {
         check(shape, sequence);
         work += sequence.query_len * sequence.key_len * width;
         let virtual_rows = sequence.query_len * group;
         for kv_head in 0..shape.kv_heads {
-            for first in (0..virtual_rows).step_by(TASK_ROWS) {
+            let most = virtual_rows.div_ceil(shares).clamp(1, TASK_ROWS);
+            for first in (0..virtual_rows).step_by(most) {
                 tasks.push(Task {
                     sequence,
                     start,
                     kv_head,
                     first,
-                    count: TASK_ROWS.min(virtual_rows - first),
+                    count: most.min(virtual_rows - first),
                 });
             }
         }
