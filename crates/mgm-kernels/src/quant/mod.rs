@@ -281,20 +281,33 @@ impl QuantWeight {
     /// A copy whose rows lie side by side in groups of sixteen, as vectors of columns read them: products of few rows, which have to read
     /// all weights for little work, are up to twice as fast. The values are the same.
     pub fn interleave(&self) -> Self {
+        self.interleave_in_parts(|| ())
+    }
+
+    /// [`Self::interleave`] that calls `after_part` after every 32 MiB, so that pages of a file that were read can be given back before the
+    /// next ones take room.
+    pub fn interleave_in_parts(&self, mut after_part: impl FnMut()) -> Self {
+        const PART_BYTES: usize = 32 << 20;
         if self.interleaved {
             return self.clone();
         }
         let row_bytes = self.row_bytes();
+        let group_bytes = (GROUP * row_bytes).max(1);
         let bytes = self.n.next_multiple_of(GROUP) * row_bytes;
         let mut data = Aligned::lasting(bytes);
-        data.cast_mut::<u8>()[..bytes]
-            .par_chunks_exact_mut((GROUP * row_bytes).max(1))
-            .enumerate()
-            .for_each(|(index, out)| {
-                let first = index * GROUP;
-                let rows = first * row_bytes..(first + GROUP).min(self.n) * row_bytes;
-                interleaved::interleave(self.quant_type, &self.data()[rows], row_bytes, out);
-            });
+        let part = (PART_BYTES / group_bytes).max(1);
+        let groups = data.cast_mut::<u8>()[..bytes].chunks_mut(part * group_bytes);
+        for (index, groups) in groups.enumerate() {
+            groups
+                .par_chunks_exact_mut(group_bytes)
+                .enumerate()
+                .for_each(|(place, out)| {
+                    let first = (index * part + place) * GROUP;
+                    let rows = first * row_bytes..(first + GROUP).min(self.n) * row_bytes;
+                    interleaved::interleave(self.quant_type, &self.data()[rows], row_bytes, out);
+                });
+            after_part();
+        }
         Self {
             data: Bytes::from_aligned(data, bytes),
             interleaved: true,

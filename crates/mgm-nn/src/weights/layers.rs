@@ -107,9 +107,8 @@ impl WeightSource {
             if storage == WeightStorage::Mapped || !quant::prefers_interleaved() {
                 return Ok(FrozenWeight::quantised(weight));
             }
-            let weight = FrozenWeight::quantised(weight.interleave());
-            found.release();
-            return Ok(weight);
+            let weight = weight.interleave_in_parts(|| found.release());
+            return Ok(FrozenWeight::quantised(weight));
         }
         if wants_blocks(storage, in_features) {
             let weight = match found.tensor.matrix(out_features, in_features) {
