@@ -134,9 +134,32 @@ fn by_rows(
 #[cfg(target_arch = "x86_64")]
 const TASK_ROWS: usize = 256;
 
-/// Sixteen weight rows at a time with any number of rows.
+/// Bytes of activations that are rounded at a time: enough for all threads, and little beside a picture's maps.
+#[cfg(target_arch = "x86_64")]
+const SLAB_BYTES: usize = 8 << 20;
+
+/// Sixteen or thirty-two weight rows at a time with any number of rows.
 #[cfg(target_arch = "x86_64")]
 fn by_columns(
+    level: Level,
+    m: usize,
+    x: &[f32],
+    w: &QuantWeight,
+    out: &mut [f32],
+    epilogue: &Epilogue,
+) {
+    let (n, k) = (w.n(), w.k());
+    let most = (SLAB_BYTES / k).max(4 * TASK_ROWS);
+    let slabs = m.div_ceil(most);
+    for slab in 0..slabs {
+        let (start, end) = (slab * m / slabs, (slab + 1) * m / slabs);
+        let (x, out) = (&x[start * k..end * k], &mut out[start * n..end * n]);
+        slab_by_columns(level, end - start, x, w, out, epilogue);
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn slab_by_columns(
     level: Level,
     m: usize,
     x: &[f32],
