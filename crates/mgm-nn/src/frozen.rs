@@ -30,7 +30,7 @@ impl FrozenWeight {
         Self::from_storage(FrozenStorage::Packed(weight))
     }
 
-    /// Uses GGML blocks in place (CPU).
+    /// Uses GGML blocks as they are (CPU).
     pub fn quantised(weight: QuantWeight) -> Arc<Self> {
         Self::from_storage(FrozenStorage::Quantised(weight))
     }

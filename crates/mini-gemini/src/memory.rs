@@ -14,9 +14,9 @@ pub const MEMORY_VARIABLE: &str = "MGM_AVAILABLE_MEMORY";
 /// Memory that a loaded model takes, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MemoryEstimate {
-    /// Weights copied into a form that multiplies fast. They have to stay in memory.
+    /// Weights copied into a form that multiplies fast: packed floats, blocks side by side. They have to stay in memory.
     pub packed: u64,
-    /// Weights used in place in their mapped files (quantised blocks, embedding rows). The system may drop and read them again.
+    /// Weights used in place in their mapped files (embedding rows, and quantised blocks where nothing is gained by a copy). The system may drop and read them again.
     pub mapped: u64,
     /// Keys and values of one position.
     pub per_position: u64,

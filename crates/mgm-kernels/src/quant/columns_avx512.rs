@@ -515,7 +515,7 @@ unsafe fn pass<S: Source, const M: usize>(
     }
 }
 
-/// Adds to `sums` the products of thirty-two weight rows with the `M` activation rows from `first`, over the `count` blocks from `start` that
+/// Adds to `out` the products of thirty-two weight rows with the `M` activation rows from `first`, over the `count` blocks from `start` that
 /// `weights` holds. The sums of a block of `M` rows stay in registers, so that every value that is loaded is used at least twice; the
 /// bits are those of [`pass`].
 ///

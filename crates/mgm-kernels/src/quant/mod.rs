@@ -240,7 +240,7 @@ pub fn prefers_interleaved() -> bool {
     level() >= Level::Avx512
 }
 
-/// A quantised weight `W [n, k]`, rows of whole blocks, read in place. Cheap to clone and to share.
+/// A quantised weight `W [n, k]`, rows of whole blocks, read in place or from an [interleaved](Self::interleave) copy. Cheap to clone and to share.
 #[derive(Clone, Debug)]
 pub struct QuantWeight {
     quant_type: QuantType,
