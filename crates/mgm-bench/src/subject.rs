@@ -23,6 +23,8 @@ pub enum Subject {
         hd: bool,
         /// How the language model's matrices are stored.
         format: WeightFormat,
+        /// In what precision they are held.
+        precision: Precision,
     },
     /// A model of files.
     Model {
@@ -57,12 +59,20 @@ impl Subject {
     /// Loads it. `vision` says whether the visual part is wanted at all.
     pub(crate) fn load(&self, vision: bool, note: &mut dyn FnMut(&str)) -> Result<Loaded> {
         match self {
-            Self::Random { shape, hd, format } => {
+            Self::Random {
+                shape,
+                hd,
+                format,
+                precision,
+            } => {
                 let config = shape.config(*hd).map_err(|error| {
                     mini_gemini::Error::Input(format!("the shape's configuration: {error}"))
                 })?;
                 let weights = WeightSource::from_random(tensors(&config, format, SEED)?)
-                    .with_policy(WeightPolicy::default());
+                    .with_policy(WeightPolicy {
+                        storage: precision.storage(),
+                        ..WeightPolicy::default()
+                    });
                 let sizes = config.decoder("the shape's configuration".as_ref())?;
                 let decoder = Decoder::load(sizes, &weights)?;
                 let vision = match vision {
@@ -71,8 +81,11 @@ impl Subject {
                 };
                 Ok(Loaded {
                     name: shape.release(*hd),
-                    weights_name: format!("random {}", format.element_type()),
-                    precision: Precision::Auto,
+                    weights_name: match precision {
+                        Precision::Auto => format!("random {}", format.element_type()),
+                        _ => format!("random {} as {}", format.element_type(), name(*precision)),
+                    },
+                    precision: *precision,
                     parts: Parts::Random(Box::new(RandomParts {
                         config,
                         decoder,
@@ -87,15 +100,9 @@ impl Subject {
                         note(text);
                     }
                 })?;
-                let weights_name = match options.precision {
-                    Precision::Auto => "as stored",
-                    Precision::F32 => "F32",
-                    Precision::Bf16 => "BF16",
-                    Precision::F16 => "F16",
-                };
                 Ok(Loaded {
                     name: model.name().to_string(),
-                    weights_name: weights_name.into(),
+                    weights_name: name(options.precision).into(),
                     precision: options.precision,
                     parts: Parts::Whole(Box::new(model)),
                 })
@@ -143,5 +150,15 @@ impl Loaded {
         config
             .max_position_embeddings
             .unwrap_or_else(|| config.context_limit())
+    }
+}
+
+fn name(precision: Precision) -> &'static str {
+    match precision {
+        Precision::Auto => "as stored",
+        Precision::F32 => "F32",
+        Precision::Bf16 => "BF16",
+        Precision::F16 => "F16",
+        Precision::Int8 => "INT8",
     }
 }

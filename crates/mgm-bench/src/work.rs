@@ -6,6 +6,7 @@
 
 use mgm_kernels::ceiling::Operands;
 use mgm_kernels::level;
+use mgm_kernels::quant::QuantType;
 use mgm_nn::{ElementType, WeightSource};
 use mini_gemini::inventory::{HighResShape, Towers};
 use mini_gemini::{ModelConfig, Precision};
@@ -102,6 +103,10 @@ impl<'a> Counter<'a> {
         let (operands, bytes) = match (self.precision, &info.element_type) {
             (Precision::F32, _) => (Operands::F32, 4.0 * elements),
             (Precision::Auto, ElementType::Quantised(_)) => (Operands::Int8, info.bytes as f64),
+            (Precision::Int8, ElementType::Quantised(kind)) if *kind != QuantType::Q8_0 => {
+                (Operands::Int8, info.bytes as f64)
+            }
+            (Precision::Int8, _) => (Operands::Int8, elements),
             (Precision::Bf16, _) | (Precision::Auto, ElementType::Bf16) => {
                 let operands = if level::has_fast_bf16() {
                     Operands::Bf16

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use mgm_kernels::attention::{AttentionShape, HeadsLayout, attention_at, attention_backward_at};
 use mgm_kernels::gemm::{Epilogue, PackedWeight, WeightType, gemm_at, matmul_at};
+use mgm_kernels::int8::{Int8Weight, int8_gemm_at, quant_gemm_int8_at};
 use mgm_kernels::level::{Level, available, has_avx512_bf16};
 use mgm_kernels::quant::{Bytes, QuantType, QuantWeight, quant_gemm_at, quantize};
 
@@ -149,6 +150,14 @@ fn quantised(level: Level, seconds: f64) {
         gemm_at(level, 256, &x, &packed, &mut out, &Epilogue::default())
     });
     report(level, "Bf16", 256, n, k, packed.bytes(), time);
+    let int8 = Int8Weight::pack(n, k, &values(n * k));
+    for m in [1, 4, 8, 256, 640] {
+        let (x, mut out) = (values(m * k), vec![0.0; m * n]);
+        let time = best(seconds, || {
+            int8_gemm_at(level, m, &x, &int8, &mut out, &Epilogue::default())
+        });
+        report(level, "int8", m, n, k, int8.bytes(), time);
+    }
     for t in QuantType::ALL {
         let mut data = Vec::new();
         for _ in 0..16 {
@@ -166,6 +175,13 @@ fn quantised(level: Level, seconds: f64) {
                 let what = format!("{} {how}", t.name());
                 report(level, &what, m, n, k, w.data().len(), time);
             }
+            let m = 640;
+            let (x, mut out) = (values(m * k), vec![0.0; m * n]);
+            let time = best(seconds, || {
+                quant_gemm_int8_at(level, m, &x, w, &mut out, &Epilogue::default())
+            });
+            let what = format!("{} {how} 8", t.name());
+            report(level, &what, m, n, k, w.data().len(), time);
         }
     }
 }

@@ -37,6 +37,7 @@ pub mod elementwise;
 pub mod gemm;
 pub mod group_norm;
 pub mod group_norm_backward;
+pub mod int8;
 pub mod level;
 pub mod low_rank;
 pub mod mapped;

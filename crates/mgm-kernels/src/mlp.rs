@@ -8,6 +8,7 @@ use rayon::prelude::*;
 use crate::buffer::with_scratch;
 use crate::elementwise;
 use crate::gemm::{self, Activation, Epilogue, PackedWeight, tile};
+use crate::int8::{self, Int8Weight};
 use crate::level::{self, Level, level};
 use crate::math::multiversion;
 
@@ -31,19 +32,76 @@ pub struct LayerNorm<'a> {
     pub eps: f32,
 }
 
+/// A matrix of a perceptron.
+#[derive(Clone, Copy)]
+pub enum MlpWeight<'a> {
+    /// Floats.
+    Packed(&'a PackedWeight),
+    /// 8 bits; rows are rounded to as many.
+    Int8(&'a Int8Weight),
+}
+
+impl MlpWeight<'_> {
+    /// Output features.
+    pub fn n(&self) -> usize {
+        match self {
+            Self::Packed(weight) => weight.n(),
+            Self::Int8(weight) => weight.n(),
+        }
+    }
+
+    /// Input features.
+    pub fn k(&self) -> usize {
+        match self {
+            Self::Packed(weight) => weight.k(),
+            Self::Int8(weight) => weight.k(),
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Packed(weight) => weight.bytes(),
+            Self::Int8(weight) => weight.bytes(),
+        }
+    }
+
+    /// `out = epilogue(x·Wᵀ)`, in parallel.
+    fn multiply(self, level: Level, m: usize, x: &[f32], out: &mut [f32], epilogue: &Epilogue) {
+        match self {
+            Self::Packed(weight) => gemm::gemm_at(level, m, x, weight, out, epilogue),
+            Self::Int8(weight) => int8::int8_gemm_at(level, m, x, weight, out, epilogue),
+        }
+    }
+
+    /// `out = x·Wᵀ + bias` on one thread.
+    fn multiply_tile(
+        self,
+        level: Level,
+        rows: usize,
+        x: &[f32],
+        bias: Option<&[f32]>,
+        out: &mut [f32],
+    ) {
+        match self {
+            Self::Packed(weight) => tile::product(level, rows, x, weight, bias, out),
+            Self::Int8(weight) => int8::tile_product(level, rows, x, weight, bias, out),
+        }
+    }
+}
+
 /// The weights of a perceptron over rows of `c` channels.
 #[derive(Clone, Copy)]
 pub struct Mlp<'a> {
     /// Normalisation of the rows.
     pub norm: Option<LayerNorm<'a>>,
     /// `[inner, c]`.
-    pub first: &'a PackedWeight,
+    pub first: MlpWeight<'a>,
     /// `[inner]`.
     pub first_bias: Option<&'a [f32]>,
     /// Between the layers.
     pub activation: Activation,
     /// `[c, inner]`.
-    pub second: &'a PackedWeight,
+    pub second: MlpWeight<'a>,
     /// `[c]`.
     pub second_bias: Option<&'a [f32]>,
     /// Factor of each channel of the result.
@@ -51,7 +109,7 @@ pub struct Mlp<'a> {
 }
 
 /// `out [m, c] = residual [m, c] + scale ⊙ mlp(x [m, c])`, in parallel. With bf16 weights rows may be rounded to bf16, as in
-/// [`gemm::gemm`].
+/// [`gemm::gemm`], with 8-bit ones to 8 bits, as in [`int8::int8_gemm`].
 ///
 /// # Panics
 /// When a slice or a weight has the wrong size.
@@ -126,16 +184,10 @@ fn by_tiles(
                     }
                     None => x,
                 };
-                tile::product(level, rows, x, weights.first, weights.first_bias, hidden);
+                let (first, second) = (weights.first, weights.second);
+                first.multiply_tile(level, rows, x, weights.first_bias, hidden);
                 weights.activation.apply(level, hidden);
-                tile::product(
-                    level,
-                    rows,
-                    hidden,
-                    weights.second,
-                    weights.second_bias,
-                    out,
-                );
+                second.multiply_tile(level, rows, hidden, weights.second_bias, out);
             });
             finish_at(level, out, residual, weights.scale);
         });
@@ -170,12 +222,12 @@ fn by_layers(
             activation: weights.activation,
             accumulate: false,
         };
-        gemm::gemm_at(level, m, x, weights.first, hidden, &first);
+        weights.first.multiply(level, m, x, hidden, &first);
         let second = Epilogue {
             bias: weights.second_bias,
             ..Epilogue::default()
         };
-        gemm::gemm_at(level, m, hidden, weights.second, out, &second);
+        weights.second.multiply(level, m, hidden, out, &second);
     });
     out.par_chunks_mut(ROWS * c)
         .zip(residual.par_chunks(ROWS * c))

@@ -1,10 +1,12 @@
-//! A weight matrix that is never trained: packed, quantised, in its file, or dense on a device.
+//! A weight matrix that is never trained: packed, in 8 bits, quantised, in its file, or dense on a device.
 
 use std::sync::{Arc, OnceLock};
 
 use candle_core::{DType, Device, Result, Tensor};
 use mgm_kernels::conv::ConvWeight;
 use mgm_kernels::gemm::{self, Epilogue, PackedWeight, WeightType};
+use mgm_kernels::int8::{self, Int8Weight};
+use mgm_kernels::mlp::MlpWeight;
 use mgm_kernels::quant::{self, QuantWeight};
 
 use crate::weights::ElementType;
@@ -19,7 +21,10 @@ pub struct FrozenWeight {
 
 enum FrozenStorage {
     Packed(PackedWeight),
+    Int8(Int8Weight),
     Quantised(QuantWeight),
+    /// Blocks whose products with many rows go through int8 panels.
+    QuantisedInt8(QuantWeight),
     Mapped(StoredMatrix),
     Dense(Tensor),
 }
@@ -33,6 +38,16 @@ impl FrozenWeight {
     /// Uses GGML blocks as they are (CPU).
     pub fn quantised(weight: QuantWeight) -> Arc<Self> {
         Self::from_storage(FrozenStorage::Quantised(weight))
+    }
+
+    /// Uses a matrix in 8 bits, whose products round the rows to as many (CPU).
+    pub fn int8(weight: Int8Weight) -> Arc<Self> {
+        Self::from_storage(FrozenStorage::Int8(weight))
+    }
+
+    /// [`Self::quantised`] whose products with many rows are in 8 bits throughout, see [`int8::quant_gemm_int8`].
+    pub fn quantised_int8(weight: QuantWeight) -> Arc<Self> {
+        Self::from_storage(FrozenStorage::QuantisedInt8(weight))
     }
 
     /// Leaves the matrix where it is and packs it panel by panel in every product (CPU).
@@ -74,7 +89,8 @@ impl FrozenWeight {
     pub fn out_features(&self) -> usize {
         match &self.storage {
             FrozenStorage::Packed(weight) => weight.n(),
-            FrozenStorage::Quantised(weight) => weight.n(),
+            FrozenStorage::Int8(weight) => weight.n(),
+            FrozenStorage::Quantised(weight) | FrozenStorage::QuantisedInt8(weight) => weight.n(),
             FrozenStorage::Mapped(weight) => weight.rows(),
             FrozenStorage::Dense(weight) => weight.dims()[0],
         }
@@ -84,7 +100,8 @@ impl FrozenWeight {
     pub fn in_features(&self) -> usize {
         match &self.storage {
             FrozenStorage::Packed(weight) => weight.k(),
-            FrozenStorage::Quantised(weight) => weight.k(),
+            FrozenStorage::Int8(weight) => weight.k(),
+            FrozenStorage::Quantised(weight) | FrozenStorage::QuantisedInt8(weight) => weight.k(),
             FrozenStorage::Mapped(weight) => weight.width(),
             FrozenStorage::Dense(weight) => weight.dims()[1],
         }
@@ -94,7 +111,10 @@ impl FrozenWeight {
     pub fn bytes(&self) -> usize {
         match &self.storage {
             FrozenStorage::Packed(weight) => weight.bytes(),
-            FrozenStorage::Quantised(weight) => weight.data().len(),
+            FrozenStorage::Int8(weight) => weight.bytes(),
+            FrozenStorage::Quantised(weight) | FrozenStorage::QuantisedInt8(weight) => {
+                weight.data().len()
+            }
             FrozenStorage::Mapped(weight) => weight.bytes(),
             FrozenStorage::Dense(weight) => weight.elem_count() * weight.dtype().size_in_bytes(),
         }
@@ -105,7 +125,8 @@ impl FrozenWeight {
         let shape = (self.out_features(), self.in_features());
         match &self.storage {
             FrozenStorage::Packed(weight) => Tensor::from_vec(weight.unpack(), shape, &Device::Cpu),
-            FrozenStorage::Quantised(weight) => {
+            FrozenStorage::Int8(weight) => Tensor::from_vec(weight.unpack(), shape, &Device::Cpu),
+            FrozenStorage::Quantised(weight) | FrozenStorage::QuantisedInt8(weight) => {
                 Tensor::from_vec(weight.dequantize_all(), shape, &Device::Cpu)
             }
             FrozenStorage::Mapped(weight) => Tensor::from_vec(weight.values(), shape, &Device::Cpu),
@@ -113,19 +134,22 @@ impl FrozenWeight {
         }
     }
 
-    /// The weight of a convolution whose patches are the columns; `None` for a weight on a device or in its file.
+    /// The weight of a convolution whose patches are the columns; `None` for a weight on a device, in its file or in 8 bits.
     pub(crate) fn as_conv(&self) -> Option<ConvWeight<'_>> {
         match &self.storage {
             FrozenStorage::Packed(weight) => Some(ConvWeight::Packed(weight)),
-            FrozenStorage::Quantised(weight) => Some(ConvWeight::Quantised(weight)),
-            FrozenStorage::Mapped(_) | FrozenStorage::Dense(_) => None,
+            FrozenStorage::Quantised(weight) | FrozenStorage::QuantisedInt8(weight) => {
+                Some(ConvWeight::Quantised(weight))
+            }
+            FrozenStorage::Int8(_) | FrozenStorage::Mapped(_) | FrozenStorage::Dense(_) => None,
         }
     }
 
-    /// The packed matrix, if it is one.
-    pub(crate) fn as_packed(&self) -> Option<&PackedWeight> {
+    /// The matrix as a part of a fused perceptron, if it can be one.
+    pub(crate) fn as_mlp_weight(&self) -> Option<MlpWeight<'_>> {
         match &self.storage {
-            FrozenStorage::Packed(weight) => Some(weight),
+            FrozenStorage::Packed(weight) => Some(MlpWeight::Packed(weight)),
+            FrozenStorage::Int8(weight) => Some(MlpWeight::Int8(weight)),
             _ => None,
         }
     }
@@ -148,7 +172,11 @@ impl FrozenWeight {
     ) -> Result<()> {
         match &self.storage {
             FrozenStorage::Packed(weight) => gemm::gemm(m, x, weight, out, epilogue),
+            FrozenStorage::Int8(weight) => int8::int8_gemm(m, x, weight, out, epilogue),
             FrozenStorage::Quantised(weight) => quant::quant_gemm(m, x, weight, out, epilogue),
+            FrozenStorage::QuantisedInt8(weight) => {
+                int8::quant_gemm_int8(m, x, weight, out, epilogue);
+            }
             FrozenStorage::Mapped(weight) => gemm::gemm_streamed(
                 m,
                 weight.rows(),
@@ -198,7 +226,13 @@ impl FrozenWeight {
         match &self.storage {
             FrozenStorage::Packed(weight) => Ok(weight.transposed()),
             // Blocks run along rows, so their transpose cannot stay quantised; bf16 is finer than any block type but Q8_0.
-            FrozenStorage::Quantised(weight) => {
+            FrozenStorage::Int8(weight) => Ok(PackedWeight::pack_transposed(
+                weight.k(),
+                weight.n(),
+                &weight.unpack(),
+                WeightType::Bf16,
+            )),
+            FrozenStorage::Quantised(weight) | FrozenStorage::QuantisedInt8(weight) => {
                 let values = weight.dequantize_all();
                 Ok(PackedWeight::pack_transposed(
                     weight.k(),
@@ -233,7 +267,8 @@ impl std::fmt::Debug for FrozenWeight {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let kind = match &self.storage {
             FrozenStorage::Packed(_) => "packed",
-            FrozenStorage::Quantised(_) => "quantised",
+            FrozenStorage::Int8(_) => "int8",
+            FrozenStorage::Quantised(_) | FrozenStorage::QuantisedInt8(_) => "quantised",
             FrozenStorage::Mapped(_) => "mapped",
             FrozenStorage::Dense(_) => "dense",
         };

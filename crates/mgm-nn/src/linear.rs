@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use candle_core::{Device, Result, Tensor};
-use mgm_kernels::gemm::{Activation, PackedWeight};
+use mgm_kernels::gemm::Activation;
+use mgm_kernels::mlp::MlpWeight;
 
 use crate::FrozenWeight;
 use crate::ops::{self, Adapter, FrozenLinear};
@@ -252,7 +253,7 @@ impl Linear {
     }
 
     /// The packed matrix and the bias of a layer of which nothing learns, for operations that fuse several layers.
-    pub(crate) fn plain_packed(&self) -> Option<(&PackedWeight, Option<&[f32]>)> {
+    pub(crate) fn plain_packed(&self) -> Option<(MlpWeight<'_>, Option<&[f32]>)> {
         let (Matrix::Frozen(weight), None) = (&self.matrix, &self.lora) else {
             return None;
         };
@@ -261,7 +262,7 @@ impl Linear {
             Some(Bias::Frozen(bias)) => Some(&**bias),
             Some(Bias::Trainable(_)) => return None,
         };
-        Some((weight.as_packed()?, bias))
+        Some((weight.as_mlp_weight()?, bias))
     }
 
     /// The frozen matrix of a layer that has neither bias nor adapter, for operations that fuse the product.

@@ -98,6 +98,7 @@ fn subject(args: &BenchArgs) -> Result<Subject, Failure> {
                 .weights
                 .clone()
                 .unwrap_or(WeightFormat::Float(mgm_nn::ElementType::Bf16)),
+            precision: model::options(&args.model, None)?.precision,
         },
         None => Subject::Model {
             source: ModelSource::parse(&args.model.model),

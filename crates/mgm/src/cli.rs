@@ -127,6 +127,8 @@ pub(crate) enum DtypeChoice {
     Bf16,
     /// 16-bit floating point, in which the official code runs; quantised weights are expanded
     F16,
+    /// 8-bit integers, weights and what they are multiplied with: half the memory of bf16, pictures and prompts up to twice as fast; weights quantised to fewer bits stay so
+    Int8,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

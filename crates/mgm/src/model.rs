@@ -34,6 +34,7 @@ fn precision(args: &ModelArgs) -> Result<Precision, Failure> {
         DtypeChoice::F32 => Ok(Precision::F32),
         DtypeChoice::Bf16 => Ok(Precision::Bf16),
         DtypeChoice::F16 => Ok(Precision::F16),
+        DtypeChoice::Int8 => Ok(Precision::Int8),
     }
 }
 

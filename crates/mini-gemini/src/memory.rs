@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use mgm_kernels::quant::prefers_interleaved;
+use mgm_kernels::quant::{QuantType, prefers_interleaved};
 use mgm_nn::{ElementType, WeightSource};
 
 use crate::decoder::DecoderConfig;
@@ -74,7 +74,14 @@ impl Need {
             return Self::default();
         };
         let quantised = matches!(info.element_type, ElementType::Quantised(_));
-        let in_place = quantised && precision == Precision::Auto && info.shape.len() == 2;
+        let as_blocks = match (precision, &info.element_type) {
+            (Precision::Auto, _) => quantised,
+            (Precision::Int8, kind) => {
+                quantised && *kind != ElementType::Quantised(QuantType::Q8_0)
+            }
+            _ => false,
+        };
+        let in_place = as_blocks && info.shape.len() == 2;
         let is_embedding = name == "model.embed_tokens.weight";
         // A tied head multiplies with the table, of which only rows are read otherwise: blocks in place or side by side, anything else packed.
         if is_embedding && !decoder.tied_head {
@@ -98,7 +105,8 @@ impl Need {
         let bytes = match (precision, &info.element_type, info.shape.len()) {
             // Vectors are small and kept as f32.
             (_, _, 0 | 1) | (Precision::F32, ..) => 4,
-            (Precision::Bf16 | Precision::F16, ..) => 2,
+            (Precision::Int8, _, 2) => 1,
+            (Precision::Bf16 | Precision::F16 | Precision::Int8, ..) => 2,
             (Precision::Auto, ElementType::Bf16 | ElementType::F16, _) => 2,
             (Precision::Auto, ..) => 4,
         };

@@ -28,6 +28,22 @@ pub enum Precision {
     Bf16,
     /// f16, in which the official code runs; quantised weights are expanded. Values beyond ±65504 become infinite.
     F16,
+    /// 8 bits throughout: weights and the rows they are multiplied with share a scale for each 256 values. Quantised weights of fewer bits stay what
+    /// they are until many rows are multiplied.
+    Int8,
+}
+
+impl Precision {
+    /// How frozen matrices are held.
+    pub fn storage(self) -> WeightStorage {
+        match self {
+            Self::Auto => WeightStorage::AsStored,
+            Self::F32 => WeightStorage::F32,
+            Self::Bf16 => WeightStorage::Bf16,
+            Self::F16 => WeightStorage::F16,
+            Self::Int8 => WeightStorage::Int8,
+        }
+    }
 }
 
 /// How to load a model.
@@ -113,12 +129,7 @@ impl MiniGemini {
         for note in &checkpoint.notes {
             on_event(LoadEvent::Note(note));
         }
-        let storage = match options.precision {
-            Precision::F32 => WeightStorage::F32,
-            Precision::Bf16 => WeightStorage::Bf16,
-            Precision::F16 => WeightStorage::F16,
-            Precision::Auto => WeightStorage::AsStored,
-        };
+        let storage = options.precision.storage();
         let (placement, warning) = fit(&checkpoint, options)?;
         if let Some(warning) = warning {
             on_event(LoadEvent::Note(&warning));
@@ -376,11 +387,11 @@ fn fit(checkpoint: &Checkpoint, options: &LoadOptions) -> Result<(Placement, Opt
             Placement::within(bytes, &checkpoint.weights, &decoder, positions)
         }
         // Weights that are to be converted cannot stay as they are.
-        Precision::F32 | Precision::Bf16 | Precision::F16 => Placement::ALL,
+        Precision::F32 | Precision::Bf16 | Precision::F16 | Precision::Int8 => Placement::ALL,
     };
     let layers = checkpoint.config.num_hidden_layers;
     let consequence = match (options.precision, placement) {
-        (Precision::F32 | Precision::Bf16 | Precision::F16, _) => {
+        (Precision::F32 | Precision::Bf16 | Precision::F16 | Precision::Int8, _) => {
             "it may fail; kept as stored (dtype auto), what does not fit would stay in its files"
                 .to_string()
         }

@@ -30,14 +30,14 @@ const UNPACKED_BLOCKS: usize = 16;
 /// 32 values of sixteen weight rows: vector `g` holds the codes of values `4g..4g + 4`. `value = scale · (code - zero)` or, in formats with
 /// offsets, `scale · code + offset`; Q6_K has one scale for each half of the 32 values.
 #[derive(Clone, Copy)]
-struct Block {
-    codes: [__m512i; 8],
-    scales: [__m512; 2],
-    offset: __m512,
+pub(super) struct Block {
+    pub(super) codes: [__m512i; 8],
+    pub(super) scales: [__m512; 2],
+    pub(super) offset: __m512,
 }
 
 /// How a format's codes become values.
-trait Form {
+pub(super) trait Form {
     /// Whether the halves of a block have scales of their own.
     const HALVES: bool;
 
@@ -46,13 +46,13 @@ trait Form {
 }
 
 /// One scale for a block of codes around a zero.
-struct Centred;
+pub(super) struct Centred;
 
 /// One scale and one offset for a block.
-struct Shifted;
+pub(super) struct Shifted;
 
 /// A scale for each half of a block of codes around a zero.
-struct Halved;
+pub(super) struct Halved;
 
 impl Form for Centred {
     const HALVES: bool = false;
@@ -70,7 +70,7 @@ impl Form for Halved {
 }
 
 /// What gives the blocks of 32 values of sixteen weight rows, one after another.
-trait Source {
+pub(super) trait Source {
     type Form: Form;
 
     /// # Safety
@@ -89,7 +89,7 @@ trait Source {
 
 /// Sixteen weight rows side by side, see [`super::interleaved`].
 #[derive(Clone, Copy)]
-struct Group {
+pub(super) struct Group {
     data: *const u8,
     /// Blocks of a row, as the format counts them.
     blocks: usize,
@@ -97,7 +97,7 @@ struct Group {
 
 impl Group {
     /// Group number `index` of `data`, which has whole groups of rows of `row_bytes` bytes.
-    fn of(t: QuantType, data: &[u8], row_bytes: usize, index: usize) -> Self {
+    pub(super) fn of(t: QuantType, data: &[u8], row_bytes: usize, index: usize) -> Self {
         let data = &data[index * COLUMNS * row_bytes..][..COLUMNS * row_bytes];
         Self {
             data: data.as_ptr(),
@@ -181,7 +181,7 @@ fn lane_bits(words: __m512i, shift: usize, mask: i32) -> __m512i {
 }
 
 /// The formats of 32 values; `TYPE` is the ggml number.
-struct Small<const TYPE: u32>(Group);
+pub(super) struct Small<const TYPE: u32>(Group);
 
 impl<const TYPE: u32> Small<TYPE> {
     const PLACES: Places = Places::of(match TYPE {
@@ -264,7 +264,7 @@ unsafe fn nibbles(words: Words, first: usize, fifth: Option<usize>) -> [__m512i;
 }
 
 /// The formats of 256 values; `TYPE` is the ggml number. What all eight blocks of 32 values need is kept between them.
-struct Super<const TYPE: u32> {
+pub(super) struct Super<const TYPE: u32> {
     group: Group,
     scale: __m512,
     minimum: __m512,
@@ -656,6 +656,7 @@ macro_rules! by_type {
         $body
     }};
 }
+pub(super) use by_type;
 
 /// Products of sixteen weight rows of `k` values (`data`, a group as [`super::interleaved`] makes it) with the activation rows
 /// `first..first + out.len()`, at most [`MAX_PASS_ROWS`].

@@ -15,6 +15,8 @@ mod gemm;
 mod interleaved;
 mod k_quants;
 mod quantize;
+#[cfg(target_arch = "x86_64")]
+mod requantise_avx512;
 mod search;
 
 pub use bytes::{Bytes, Owner};
@@ -25,7 +27,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use crate::buffer::{Aligned, with_scratch};
-use crate::level::{Level, level};
+use crate::level::{self, Level, level};
 use interleaved::GROUP;
 
 /// A GGML block format. Layouts are those of GGUF files.
@@ -384,6 +386,61 @@ impl QuantWeight {
             interleaved::blocks_of_row(t, group, row_bytes, i % GROUP, blocks, part);
             f(part)
         })
+    }
+
+    /// Calls `f` with the chunks of an int8 panel of the rows `32 · panel..`, in order (see [`crate::int8`]). Only where the machine has
+    /// [`Level::Avx512`].
+    ///
+    /// # Panics
+    /// Without AVX-512, or when there is no such panel.
+    pub(crate) fn int8_chunks(&self, panel: usize, mut f: impl FnMut(usize, &[u8])) {
+        #[cfg(target_arch = "x86_64")]
+        {
+            use crate::int8::{CHUNK, COLUMNS, chunk_bytes};
+            assert!(level::available().contains(&Level::Avx512) && panel * COLUMNS < self.n);
+            let row_bytes = self.row_bytes();
+            let first = panel * COLUMNS;
+            let rows = COLUMNS.min(self.n - first);
+            let group_bytes = GROUP * row_bytes;
+            let bytes = rows.next_multiple_of(GROUP) * row_bytes;
+            with_scratch(bytes + chunk_bytes(CHUNK), |scratch| {
+                let (chunk, groups) = scratch.cast_mut::<u8>().split_at_mut(chunk_bytes(CHUNK));
+                let groups = &mut groups[..bytes];
+                let groups = if self.interleaved {
+                    &self.data()[first * row_bytes..][..bytes]
+                } else {
+                    let rows = &self.data()[first * row_bytes..][..rows * row_bytes];
+                    for (rows, group) in rows
+                        .chunks(group_bytes)
+                        .zip(groups.chunks_exact_mut(group_bytes))
+                    {
+                        interleaved::interleave(self.quant_type, rows, row_bytes, group);
+                    }
+                    groups
+                };
+                let blocks = self.k / 32;
+                for (index, start) in (0..blocks).step_by(CHUNK / 32).enumerate() {
+                    let end = (start + CHUNK / 32).min(blocks);
+                    let chunk = &mut chunk[..chunk_bytes(32 * (end - start))];
+                    // SAFETY: the machine has this level.
+                    unsafe {
+                        requantise_avx512::chunk(
+                            self.quant_type,
+                            groups,
+                            row_bytes,
+                            start..end,
+                            chunk,
+                        );
+                    }
+                    f(index, chunk);
+                }
+            });
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        {
+            let _ = (panel, &mut f);
+            unreachable!("blocks become panels with AVX-512 only");
+        }
     }
 
     /// The whole matrix as row-major `f32` `[n, k]`.

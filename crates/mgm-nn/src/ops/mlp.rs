@@ -1,8 +1,8 @@
 //! The perceptron of a block with its norm, scale and residual, as one operation where nothing of it learns.
 
 use candle_core::{Result, Tensor};
-use mgm_kernels::gemm::{Activation, PackedWeight};
-use mgm_kernels::mlp;
+use mgm_kernels::gemm::Activation;
+use mgm_kernels::mlp::{self, MlpWeight};
 
 use super::{activation, layer_norm};
 use crate::Linear;
@@ -21,7 +21,7 @@ pub struct NormSpec<'a> {
 
 /// `residual + scale ⊙ second(f(first(norm(x))))` over rows `[rows, c]`; `scale` is `[c]`.
 ///
-/// On the CPU, with packed frozen weights and inputs that are not on the gradient tape, the rows go through all of it at once; otherwise layer
+/// On the CPU, with packed frozen weights (floats or 8 bits) and inputs that are not on the gradient tape, the rows go through all of it at once; otherwise layer
 /// by layer, with gradients.
 pub fn residual_mlp(
     x: &Tensor,
@@ -67,7 +67,7 @@ pub fn residual_mlp(
 }
 
 /// A packed matrix and its bias.
-type Packed<'a> = (&'a PackedWeight, Option<&'a [f32]>);
+type Packed<'a> = (MlpWeight<'a>, Option<&'a [f32]>);
 
 struct ResidualMlp<'a> {
     gamma: &'a Tensor,

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 use mgm_kernels::gemm::{PackedWeight, WeightType};
+use mgm_kernels::int8::Int8Weight;
 use mgm_kernels::quant::{self, Bytes, QuantError, QuantType, QuantWeight};
 use rayon::prelude::*;
 
@@ -96,19 +97,36 @@ impl WeightSource {
             found.release();
             return Ok(FrozenWeight::dense(dense.to_device(self.device())?)?);
         }
-        let in_place = matches!(
-            storage,
-            WeightStorage::AsStored | WeightStorage::Mapped | WeightStorage::Q8_0
-        );
-        if let (true, Some((quant_type, blocks))) = (in_place, found.tensor.blocks()) {
+        let blocks = match (storage, found.tensor.blocks()) {
+            (
+                WeightStorage::AsStored | WeightStorage::Mapped | WeightStorage::Q8_0,
+                Some(blocks),
+            ) => Some(blocks),
+            (WeightStorage::Int8, Some(blocks)) if blocks.0 != QuantType::Q8_0 => Some(blocks),
+            _ => None,
+        };
+        if let Some((quant_type, blocks)) = blocks {
             let weight = QuantWeight::new(quant_type, out_features, in_features, blocks).map_err(
                 |error| Error::format(&found.file, format!("tensor {}: {error}", found.name)),
             )?;
-            if storage == WeightStorage::Mapped || !quant::prefers_interleaved() {
-                return Ok(FrozenWeight::quantised(weight));
-            }
-            let weight = weight.interleave_in_parts(|| found.release());
-            return Ok(FrozenWeight::quantised(weight));
+            let weight = match storage != WeightStorage::Mapped && quant::prefers_interleaved() {
+                true => weight.interleave_in_parts(|| found.release()),
+                false => weight,
+            };
+            return Ok(match storage {
+                WeightStorage::Int8 => FrozenWeight::quantised_int8(weight),
+                _ => FrozenWeight::quantised(weight),
+            });
+        }
+        if storage == WeightStorage::Int8 {
+            let weight = match found.tensor.matrix(out_features, in_features) {
+                Some(matrix) => Int8Weight::pack_rows(out_features, in_features, |row, out| {
+                    matrix.row(row, out);
+                }),
+                None => Int8Weight::pack(out_features, in_features, &found.values()?),
+            };
+            found.release();
+            return Ok(FrozenWeight::int8(weight));
         }
         if wants_blocks(storage, in_features) {
             let weight = match found.tensor.matrix(out_features, in_features) {
@@ -264,7 +282,7 @@ impl WeightSource {
 /// The type in which a matrix of this kind is packed.
 pub(super) fn float_type(storage: WeightStorage, kind: &ElementType) -> WeightType {
     match storage {
-        WeightStorage::Bf16 | WeightStorage::Q8_0 => WeightType::Bf16,
+        WeightStorage::Bf16 | WeightStorage::Q8_0 | WeightStorage::Int8 => WeightType::Bf16,
         WeightStorage::F16 => WeightType::F16,
         WeightStorage::AsStored if *kind == ElementType::Bf16 => WeightType::Bf16,
         WeightStorage::AsStored if *kind == ElementType::F16 => WeightType::F16,

@@ -15,6 +15,10 @@ pub enum WeightStorage {
     /// Q8_0 blocks made while loading, a quarter of `f32`; matrices whose rows are not whole blocks become `bf16`. Blocks of a file stay
     /// what they are as with [`Self::AsStored`].
     Q8_0,
+    /// Products in 8 bits throughout (W8A8, see [`mgm_kernels::int8`]): matrices of floats and of Q8_0 blocks get one scale for each 256 values of
+    /// a row, and so do the rows they are multiplied with. Blocks of fewer bits stay what they are, as with [`Self::AsStored`], and are
+    /// widened to 8 bits while many rows are multiplied. Convolutions are `bf16`.
+    Int8,
     /// As in the file: quantised blocks stay quantised (in place, or copied side by side where
     /// [that is faster](mgm_kernels::quant::prefers_interleaved)), `bf16` and `f16` stay what they are, the rest becomes `f32`.
     #[default]

@@ -1,0 +1,89 @@
+//! Products in 8 bits throughout (W8A8): integer weights times rows of activations that are rounded while multiplying.
+//!
+//! Weights have one scale for each 256 input features of an output feature, activations one for each 256 features of a row, found anew in
+//! every product. Sums of 256 products are exact integers, so that there is little else to do than multiply: where the formats of
+//! [`crate::quant`] pay two or three operations with scales for every eight integer products, these pay for every sixty-four. The
+//! price is accuracy: the largest of 256 values decides how fine all are. Activation blocks of 256 are also what ggml multiplies its
+//! K-quants with.
+
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod portable;
+mod product;
+mod rows;
+mod weight;
+
+pub(crate) use product::tile_product;
+pub use weight::Int8Weight;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use weight::{CHUNK, COLUMNS, STEP_BYTES, chunk_bytes};
+
+use crate::gemm::Epilogue;
+use crate::level::{self, Level};
+use crate::quant::{QuantWeight, quant_gemm_at};
+use product::Source;
+
+/// Rows above which blocks are worth being made panels of: the work of some twenty rows.
+const PANEL_ROWS: usize = 64;
+
+/// `out [m, n] = epilogue(x [m, k]·Wᵀ)`, in parallel. A row's result has the same bits whatever rows stand beside it.
+///
+/// # Panics
+/// When `x`, `out` or the bias has the wrong length.
+pub fn int8_gemm(m: usize, x: &[f32], w: &Int8Weight, out: &mut [f32], epilogue: &Epilogue) {
+    int8_gemm_at(level::level(), m, x, w, out, epilogue);
+}
+
+/// [`int8_gemm`] at a forced level (lowered to one the machine has), for tests and benchmarks.
+pub fn int8_gemm_at(
+    level: Level,
+    m: usize,
+    x: &[f32],
+    w: &Int8Weight,
+    out: &mut [f32],
+    epilogue: &Epilogue,
+) {
+    check("int8_gemm", m, w.n(), w.k(), x, out, epilogue);
+    let level = level::clamp(level);
+    product::product(level, m, x, Source::Panels(w), out, epilogue);
+}
+
+/// [`quant_gemm_at`] that makes int8 panels of the blocks for more than 64 rows where the machine multiplies them faster (AVX-512):
+/// the blocks' values are rounded to 8 bits with one scale for each 256, as [`Int8Weight`] has them.
+///
+/// # Panics
+/// When `x`, `out` or the bias has the wrong length.
+pub fn quant_gemm_int8_at(
+    level: Level,
+    m: usize,
+    x: &[f32],
+    w: &QuantWeight,
+    out: &mut [f32],
+    epilogue: &Epilogue,
+) {
+    let level = level::clamp(level);
+    // With the tile unit bf16 panels are multiplied faster still.
+    if m <= PANEL_ROWS || w.k() == 0 || level != Level::Avx512 {
+        quant_gemm_at(level, m, x, w, out, epilogue);
+        return;
+    }
+    check("quant_gemm_int8", m, w.n(), w.k(), x, out, epilogue);
+    product::product(level, m, x, Source::Blocks(w), out, epilogue);
+}
+
+/// [`quant_gemm_int8_at`] at the level in use.
+///
+/// # Panics
+/// When `x`, `out` or the bias has the wrong length.
+pub fn quant_gemm_int8(m: usize, x: &[f32], w: &QuantWeight, out: &mut [f32], epilogue: &Epilogue) {
+    quant_gemm_int8_at(level::level(), m, x, w, out, epilogue);
+}
+
+fn check(what: &str, m: usize, n: usize, k: usize, x: &[f32], out: &[f32], epilogue: &Epilogue) {
+    assert_eq!(x.len(), m * k, "{what}: x must be [{m}, {k}]");
+    assert_eq!(out.len(), m * n, "{what}: out must be [{m}, {n}]");
+    assert!(
+        epilogue.bias.is_none_or(|b| b.len() == n),
+        "{what}: bias must have {n} elements"
+    );
+}

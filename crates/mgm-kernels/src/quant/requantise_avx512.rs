@@ -1,0 +1,146 @@
+//! Blocks of thirty-two weight rows made into a chunk of an int8 panel (see [`crate::int8`]).
+
+use std::arch::x86_64::*;
+use std::ops::Range;
+
+use super::QuantType;
+use super::columns_avx512::{Block, Form, Group, Source, by_type, starts};
+use super::columns_avx512::{Small, Super};
+use crate::int8::{COLUMNS, STEP_BYTES, chunk_bytes};
+
+/// Blocks of 32 values in a chunk.
+const CHUNK_BLOCKS: usize = 8;
+
+/// Writes the panel's chunk with the blocks `blocks` (numbers of 32 values, from a multiple of eight on, at most eight) of two groups, which
+/// have `row_bytes` bytes a row and follow each other in `data`; without a second group its columns are zeros.
+///
+/// # Panics
+/// When a slice has another length.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+pub(super) fn chunk(
+    t: QuantType,
+    data: &[u8],
+    row_bytes: usize,
+    blocks: Range<usize>,
+    out: &mut [u8],
+) {
+    assert!(
+        blocks.len() <= CHUNK_BLOCKS
+            && blocks.start.is_multiple_of(CHUNK_BLOCKS)
+            && out.len() == chunk_bytes(32 * blocks.len())
+            && blocks.end <= row_bytes / t.block_bytes() * (t.block_len() / 32),
+        "requantise: blocks outside their rows"
+    );
+    let groups = data.len() / (row_bytes * COLUMNS / 2).max(1);
+    for half in 0..2 {
+        let out = out.as_mut_ptr();
+        if half < groups {
+            let group = Group::of(t, data, row_bytes, half);
+            let zero = starts(t).zero;
+            // SAFETY: the assertion above.
+            by_type!(t, S => unsafe { half_chunk::<S>(group, zero, blocks.clone(), half, out) });
+        } else {
+            // SAFETY: scales and steps of the chunk's second half, by the assertion above.
+            unsafe {
+                _mm512_storeu_ps(out.add(64 * half).cast(), _mm512_setzero_ps());
+                for step in 0..8 * blocks.len() {
+                    let at = out.add(4 * COLUMNS + STEP_BYTES * step + 64 * half);
+                    _mm512_storeu_si512(at.cast(), _mm512_set1_epi8(-128));
+                }
+            }
+        }
+    }
+}
+
+/// Sixteen columns of a chunk.
+///
+/// # Safety
+/// The machine has the features, `group` has the blocks, `out` room for a chunk of so many.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+unsafe fn half_chunk<S: Source>(
+    group: Group,
+    zero: i32,
+    blocks: Range<usize>,
+    half: usize,
+    out: *mut u8,
+) {
+    let nothing = Block {
+        codes: [_mm512_setzero_si512(); 8],
+        scales: [_mm512_setzero_ps(); 2],
+        offset: _mm512_setzero_ps(),
+    };
+    let mut unpacked = [nothing; CHUNK_BLOCKS];
+    let zero = _mm512_set1_ps(-zero as f32);
+    // What is added to `scale · code`, for each half of a block.
+    let offsets = |block: &Block| {
+        if S::Form::OFFSETS {
+            [block.offset; 2]
+        } else {
+            block.scales.map(|scale| _mm512_mul_ps(scale, zero))
+        }
+    };
+    let mut largest = _mm512_setzero_ps();
+    // SAFETY: the caller's; numbers rise.
+    unsafe {
+        let mut source = S::new(group);
+        for (index, block) in blocks.clone().zip(&mut unpacked) {
+            *block = source.block(index);
+            let offsets = offsets(block);
+            let parts: &[Range<usize>] = if S::Form::HALVES {
+                &[0..4, 4..8]
+            } else {
+                &[0..8]
+            };
+            for (part, codes) in parts.iter().enumerate() {
+                // The values rise or fall with the codes, so that the largest is at one of their ends.
+                let codes = &block.codes[codes.clone()];
+                let (mut most, mut least) = (codes[0], codes[0]);
+                for &code in &codes[1..] {
+                    most = _mm512_max_epu8(most, code);
+                    least = _mm512_min_epu8(least, code);
+                }
+                most = _mm512_max_epu8(most, _mm512_srli_epi32::<16>(most));
+                most = _mm512_max_epu8(most, _mm512_srli_epi32::<8>(most));
+                least = _mm512_min_epu8(least, _mm512_rol_epi32::<16>(least));
+                least = _mm512_min_epu8(least, _mm512_rol_epi32::<8>(least));
+                for end in [most, least] {
+                    let code = _mm512_and_si512(end, _mm512_set1_epi32(255));
+                    let (scale, offset) = (block.scales[part], offsets[part]);
+                    let value = _mm512_fmadd_ps(_mm512_cvtepi32_ps(code), scale, offset);
+                    largest = _mm512_max_ps(largest, _mm512_abs_ps(value));
+                }
+            }
+        }
+        let scale = _mm512_mul_ps(largest, _mm512_set1_ps(1.0 / 127.0));
+        let some = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(scale, _mm512_setzero_ps());
+        let inverse = _mm512_maskz_div_ps(some, _mm512_set1_ps(127.0), largest);
+        _mm512_storeu_ps(out.add(64 * half).cast(), scale);
+        let mut to = out.add(4 * COLUMNS + 64 * half);
+        for block in &unpacked[..blocks.len()] {
+            let offsets = offsets(block);
+            let linear: [_; 2] = std::array::from_fn(|part| {
+                let factor = _mm512_mul_ps(block.scales[part], inverse);
+                let around = _mm512_set1_ps(128.0);
+                (factor, _mm512_fmadd_ps(offsets[part], inverse, around))
+            });
+            for (g, &codes) in block.codes.iter().enumerate() {
+                let (factor, offset) = linear[if S::Form::HALVES { g / 4 } else { 0 }];
+                let byte = _mm512_set1_epi32(255);
+                let rounded = |code: __m512i| {
+                    let value = _mm512_cvtepi32_ps(_mm512_and_si512(code, byte));
+                    _mm512_cvtps_epi32(_mm512_fmadd_ps(value, factor, offset))
+                };
+                let a = rounded(codes);
+                let b = rounded(_mm512_srli_epi32::<8>(codes));
+                let c = rounded(_mm512_srli_epi32::<16>(codes));
+                let d = rounded(_mm512_srli_epi32::<24>(codes));
+                let low = _mm512_or_si512(a, _mm512_slli_epi32::<8>(b));
+                let high = _mm512_or_si512(c, _mm512_slli_epi32::<8>(d));
+                let word = _mm512_or_si512(low, _mm512_slli_epi32::<16>(high));
+                _mm512_storeu_si512(to.cast(), word);
+                to = to.add(STEP_BYTES);
+            }
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! Products in 8 bits throughout, against the same rounding done here in double precision.
+
+use mgm_kernels::gemm::{Activation, Epilogue};
+use mgm_kernels::int8::{Int8Weight, int8_gemm_at, quant_gemm_int8_at};
+use mgm_kernels::level::{Level, available};
+use mgm_kernels::quant::{Bytes, QuantType, QuantWeight, quantize};
+
+fn random(seed: u64, count: usize) -> Vec<f32> {
+    let mut state = seed;
+    let mut uniform = || {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as f32 / (1u64 << 30) as f32 - 1.0
+    };
+    (0..count)
+        .map(|_| uniform() + uniform() + uniform())
+        .collect()
+}
+
+/// Rows rounded as the products round them.
+fn rounded(k: usize, x: &[f32]) -> Vec<f64> {
+    let mut out = Vec::with_capacity(x.len());
+    for row in x.chunks(k) {
+        for chunk in row.chunks(256) {
+            let largest = chunk.iter().fold(0.0f32, |most, v| most.max(v.abs()));
+            let inverse = if largest > 0.0 { 127.0 / largest } else { 0.0 };
+            let scale = f64::from(largest / 127.0);
+            out.extend(
+                chunk
+                    .iter()
+                    .map(|v| f64::from((v * inverse).round_ties_even()) * scale),
+            );
+        }
+    }
+    out
+}
+
+fn product(n: usize, k: usize, x: &[f64], w: &[f32]) -> Vec<f64> {
+    x.chunks(k)
+        .flat_map(|x| {
+            w.chunks(k).take(n).map(move |w| {
+                let products = x.iter().zip(w).map(|(x, w)| x * f64::from(*w));
+                products.sum::<f64>()
+            })
+        })
+        .collect()
+}
+
+/// Root of the mean square of the differences over that of the values.
+fn distance(found: &[f32], expected: &[f64]) -> f64 {
+    assert_eq!(found.len(), expected.len());
+    let square = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>();
+    let error = square(&mut found.iter().zip(expected).map(|(f, e)| f64::from(*f) - e));
+    (error / square(&mut expected.iter().copied())).sqrt()
+}
+
+#[test]
+fn products_are_those_of_the_rounded_operands() {
+    for (m, n, k) in [
+        (1, 1, 1),
+        (1, 70, 256),
+        (3, 33, 6),
+        (12, 32, 258),
+        (13, 64, 588),
+        (29, 100, 1024),
+        (300, 40, 515),
+    ] {
+        let (x, w) = (random(1, m * k), Int8Weight::pack(n, k, &random(2, n * k)));
+        let bias = random(3, n);
+        let bare = product(n, k, &rounded(k, &x), &w.unpack());
+        for level in available() {
+            let mut found = vec![f32::NAN; m * n];
+            int8_gemm_at(level, m, &x, &w, &mut found, &Epilogue::default());
+            let far = distance(&found, &bare);
+            assert!(far < 1e-6, "{level:?} {m} {n} {k}: {far:e}");
+            let epilogue = Epilogue {
+                bias: Some(&bias),
+                activation: Activation::Relu6,
+                accumulate: true,
+            };
+            let mut found = random(4, m * n);
+            let expected: Vec<f64> = (found.iter().enumerate())
+                .map(|(i, before)| {
+                    let sum = bare[i] + f64::from(bias[i % n]);
+                    f64::from(*before) + sum.clamp(0.0, 6.0)
+                })
+                .collect();
+            int8_gemm_at(level, m, &x, &w, &mut found, &epilogue);
+            let far = distance(&found, &expected);
+            assert!(far < 1e-6, "{level:?} {m} {n} {k}, epilogue: {far:e}");
+        }
+    }
+}
+
+#[test]
+fn rounding_costs_less_than_a_hundredth() {
+    let (m, n, k) = (20, 64, 2048);
+    let (x, w) = (random(5, m * k), random(6, n * k));
+    let exact: Vec<f64> = x.iter().map(|v| f64::from(*v)).collect();
+    let exact = product(n, k, &exact, &w);
+    let mut found = vec![0.0; m * n];
+    let packed = Int8Weight::pack(n, k, &w);
+    int8_gemm_at(Level::Amx, m, &x, &packed, &mut found, &Epilogue::default());
+    let far = distance(&found, &exact);
+    assert!(far < 0.01, "{far}");
+}
+
+#[test]
+fn rows_do_not_depend_on_their_neighbours() {
+    let (m, n, k) = (60, 96, 700);
+    let (x, w) = (random(7, m * k), Int8Weight::pack(n, k, &random(8, n * k)));
+    for level in available() {
+        let mut together = vec![0.0; m * n];
+        int8_gemm_at(level, m, &x, &w, &mut together, &Epilogue::default());
+        for count in [1, 2, 7, 12, 25] {
+            let mut found = vec![0.0; count * n];
+            let x = &x[3 * k..(3 + count) * k];
+            int8_gemm_at(level, count, x, &w, &mut found, &Epilogue::default());
+            assert_eq!(found, together[3 * n..(3 + count) * n], "{level:?} {count}");
+        }
+    }
+}
+
+#[test]
+fn nothing_in_nothing_out() {
+    let w = Int8Weight::pack(5, 0, &[]);
+    let mut out = vec![1.0; 10];
+    int8_gemm_at(Level::Amx, 2, &[], &w, &mut out, &Epilogue::default());
+    assert_eq!(out, [0.0; 10]);
+    let w = Int8Weight::pack(0, 5, &[]);
+    int8_gemm_at(Level::Amx, 2, &[0.0; 10], &w, &mut [], &Epilogue::default());
+    let w = Int8Weight::pack(4, 300, &[0.0; 1200]);
+    let mut out = vec![1.0; 4];
+    int8_gemm_at(
+        Level::Amx,
+        1,
+        &[0.0; 300],
+        &w,
+        &mut out,
+        &Epilogue::default(),
+    );
+    assert_eq!(out, [0.0; 4]);
+}
+
+#[test]
+fn blocks_become_panels_of_their_values() {
+    for t in QuantType::ALL {
+        for (n, blocks) in [(16, 1), (40, 3), (96, 8)] {
+            let (m, k) = (70, blocks * t.block_len());
+            let data = quantize(t, &random(9, n * k));
+            let w = QuantWeight::new(t, n, k, Bytes::from_vec(data)).unwrap();
+            let values = w.dequantize_all();
+            let x = random(10, m * k);
+            for level in available() {
+                let run = |w: &QuantWeight| {
+                    let mut found = vec![f32::NAN; m * n];
+                    quant_gemm_int8_at(level, m, &x, w, &mut found, &Epilogue::default());
+                    found
+                };
+                let found = run(&w);
+                assert!(
+                    found == run(&w.interleave()),
+                    "{t:?} {level:?} side by side"
+                );
+                let exact: Vec<f64> = x.iter().map(|v| f64::from(*v)).collect();
+                let far = distance(&found, &product(n, k, &exact, &values));
+                assert!(far < 0.015, "{t:?} {level:?} {n} {k}: {far:e}");
+                if level == Level::Avx512 {
+                    // The same panels but for values midway between two codes, of which few bits make many.
+                    let panels = Int8Weight::pack(n, k, &values).unpack();
+                    let far = distance(&found, &product(n, k, &rounded(k, &x), &panels));
+                    assert!(far < 5e-3, "{t:?} {n} {k}: {far:e}");
+                }
+            }
+        }
+    }
+}
