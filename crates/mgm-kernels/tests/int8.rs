@@ -1,8 +1,10 @@
 //! Products in 8 bits throughout, against the same rounding done here in double precision.
 
 use mgm_kernels::gemm::{Activation, Epilogue};
-use mgm_kernels::int8::{Int8Weight, int8_gemm_at, quant_gemm_int8_at};
-use mgm_kernels::level::{Level, available};
+use mgm_kernels::int8::{
+    GatedWeight, Int8Weight, gated_mlp, int8_gemm_at, quant_gemm_int8_at, takes_gated_mlp,
+};
+use mgm_kernels::level::{Level, available, level};
 use mgm_kernels::quant::{Bytes, QuantType, QuantWeight, quantize};
 
 fn random(seed: u64, count: usize) -> Vec<f32> {
@@ -174,5 +176,60 @@ fn blocks_become_panels_of_their_values() {
                 }
             }
         }
+    }
+}
+
+/// Gate, up and down one after another.
+fn gated(m: usize, x: &[f32], n: [usize; 2], w: [GatedWeight; 3], f: Activation) -> Vec<f32> {
+    let multiply = |x: &[f32], w: GatedWeight, n: usize, activation: Activation| {
+        let mut out = vec![f32::NAN; m * n];
+        let epilogue = Epilogue {
+            activation,
+            ..Epilogue::default()
+        };
+        match w {
+            GatedWeight::Int8(w) => int8_gemm_at(level(), m, x, w, &mut out, &epilogue),
+            GatedWeight::Blocks(w) => quant_gemm_int8_at(level(), m, x, w, &mut out, &epilogue),
+        }
+        out
+    };
+    let gate = multiply(x, w[0], n[0], f);
+    let up = multiply(x, w[1], n[0], Activation::None);
+    let inner: Vec<f32> = gate.iter().zip(&up).map(|(gate, up)| gate * up).collect();
+    multiply(&inner, w[2], n[1], Activation::None)
+}
+
+#[test]
+fn a_gated_perceptron_is_its_three_products() {
+    for (m, k, inner, n) in [(1, 40, 300, 70), (5, 256, 515, 33), (900, 64, 96, 40)] {
+        let matrices = [
+            Int8Weight::pack(inner, k, &random(11, inner * k)),
+            Int8Weight::pack(inner, k, &random(12, inner * k)),
+            Int8Weight::pack(n, inner, &random(13, n * inner)),
+        ];
+        let weights = matrices.each_ref().map(GatedWeight::Int8);
+        let (x, mut found) = (random(14, m * k), vec![f32::NAN; m * n]);
+        gated_mlp(m, &x, weights, Activation::GeluTanh, &mut found);
+        let expected = gated(m, &x, [inner, n], weights, Activation::GeluTanh);
+        assert!(found == expected, "{m} {k} {inner} {n}");
+    }
+    let (m, k, inner, n) = (70, 256, 512, 48);
+    let blocks = |t: QuantType, rows: usize, width: usize, seed| {
+        let data = Bytes::from_vec(quantize(t, &random(seed, rows * width)));
+        QuantWeight::new(t, rows, width, data).unwrap()
+    };
+    let gate = blocks(QuantType::Q4K, inner, k, 15);
+    let up = blocks(QuantType::Q4_0, inner, k, 16).interleave();
+    let down = Int8Weight::pack(n, inner, &random(17, n * inner));
+    let weights = [
+        GatedWeight::Blocks(&gate),
+        GatedWeight::Blocks(&up),
+        GatedWeight::Int8(&down),
+    ];
+    assert!(!takes_gated_mlp(4, &weights));
+    if takes_gated_mlp(m, &weights) {
+        let (x, mut found) = (random(18, m * k), vec![f32::NAN; m * n]);
+        gated_mlp(m, &x, weights, Activation::Silu, &mut found);
+        assert!(found == gated(m, &x, [inner, n], weights, Activation::Silu));
     }
 }

@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 use candle_core::{DType, Device, Result, Tensor};
 use mgm_kernels::conv::ConvWeight;
 use mgm_kernels::gemm::{self, Epilogue, PackedWeight, WeightType};
-use mgm_kernels::int8::{self, Int8Weight};
+use mgm_kernels::int8::{self, GatedWeight, Int8Weight};
 use mgm_kernels::mlp::MlpWeight;
 use mgm_kernels::quant::{self, QuantWeight};
 
@@ -150,6 +150,15 @@ impl FrozenWeight {
         match &self.storage {
             FrozenStorage::Packed(weight) => Some(MlpWeight::Packed(weight)),
             FrozenStorage::Int8(weight) => Some(MlpWeight::Int8(weight)),
+            _ => None,
+        }
+    }
+
+    /// The matrix as a part of a gated perceptron in 8 bits, if it can be one.
+    pub(crate) fn as_gated_weight(&self) -> Option<GatedWeight<'_>> {
+        match &self.storage {
+            FrozenStorage::Int8(weight) => Some(GatedWeight::Int8(weight)),
+            FrozenStorage::QuantisedInt8(weight) => Some(GatedWeight::Blocks(weight)),
             _ => None,
         }
     }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use candle_core::{Device, Result, Tensor};
 use mgm_kernels::gemm::Activation;
+use mgm_kernels::int8::GatedWeight;
 use mgm_kernels::mlp::MlpWeight;
 
 use crate::FrozenWeight;
@@ -263,6 +264,11 @@ impl Linear {
             Some(Bias::Trainable(_)) => return None,
         };
         Some((weight.as_mlp_weight()?, bias))
+    }
+
+    /// The matrix of a layer that has neither bias nor adapter as a part of a gated perceptron in 8 bits, if it can be one.
+    pub(crate) fn gated_weight(&self) -> Option<GatedWeight<'_>> {
+        self.plain_frozen_matrix()?.as_gated_weight()
     }
 
     /// The frozen matrix of a layer that has neither bias nor adapter, for operations that fuse the product.

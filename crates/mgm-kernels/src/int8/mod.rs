@@ -18,7 +18,7 @@ pub use weight::Int8Weight;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use weight::{CHUNK, COLUMNS, STEP_BYTES, chunk_bytes};
 
-use crate::gemm::Epilogue;
+use crate::gemm::{Activation, Epilogue};
 use crate::level::{self, Level};
 use crate::quant::{QuantWeight, quant_gemm_at};
 use product::Source;
@@ -77,6 +77,61 @@ pub fn quant_gemm_int8_at(
 /// When `x`, `out` or the bias has the wrong length.
 pub fn quant_gemm_int8(m: usize, x: &[f32], w: &QuantWeight, out: &mut [f32], epilogue: &Epilogue) {
     quant_gemm_int8_at(level::level(), m, x, w, out, epilogue);
+}
+
+/// A matrix of [`gated_mlp`].
+#[derive(Clone, Copy)]
+pub enum GatedWeight<'a> {
+    /// 8 bits.
+    Int8(&'a Int8Weight),
+    /// Blocks, of which panels are made while multiplying.
+    Blocks(&'a QuantWeight),
+}
+
+impl<'a> GatedWeight<'a> {
+    /// Output and input features.
+    pub fn features(self) -> (usize, usize) {
+        self.source().features()
+    }
+
+    fn source(self) -> Source<'a> {
+        match self {
+            Self::Int8(weight) => Source::Panels(weight),
+            Self::Blocks(weight) => Source::Blocks(weight),
+        }
+    }
+}
+
+/// Whether [`gated_mlp`] takes so many rows with these matrices: of blocks it makes panels, which is for many rows and AVX-512.
+pub fn takes_gated_mlp(m: usize, weights: &[GatedWeight; 3]) -> bool {
+    let blocks = |weight: &GatedWeight| matches!(weight, GatedWeight::Blocks(_));
+    !weights.iter().any(blocks) || m > PANEL_ROWS && level::level() == Level::Avx512
+}
+
+/// `out [m, n] = (activation(x·gateᵀ) ⊙ x·upᵀ)·downᵀ` of `[gate [inner, k], up [inner, k], down [n, inner]]`, in parallel: what the three
+/// products one after another give, bit for bit, without their inner rows going through memory.
+///
+/// # Panics
+/// When `x` or `out` has the wrong length, the matrices do not fit together, or [`takes_gated_mlp`] says no.
+pub fn gated_mlp(
+    m: usize,
+    x: &[f32],
+    weights: [GatedWeight; 3],
+    activation: Activation,
+    out: &mut [f32],
+) {
+    assert!(
+        takes_gated_mlp(m, &weights),
+        "gated_mlp: {m} rows are too few for blocks"
+    );
+    let [gate, up, down] = weights.map(GatedWeight::features);
+    assert!(
+        gate == up && down.1 == gate.0,
+        "gated_mlp: matrices {gate:?}, {up:?} and {down:?}"
+    );
+    check("gated_mlp", m, down.0, gate.1, x, out, &Epilogue::default());
+    let sources = weights.map(GatedWeight::source);
+    product::gated(level::level(), m, x, sources, activation, out);
 }
 
 fn check(what: &str, m: usize, n: usize, k: usize, x: &[f32], out: &[f32], epilogue: &Epilogue) {

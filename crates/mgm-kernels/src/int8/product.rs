@@ -6,17 +6,16 @@ use rayon::prelude::*;
 
 use super::portable;
 use super::rows::{RowPart, Rows};
-use super::weight::{COLUMNS, Int8Weight, chunk_len, chunks};
+use super::weight::{CHUNK, COLUMNS, Int8Weight, chunk_len, chunks};
 use crate::buffer::with_scratch;
 use crate::gemm::{Activation, Epilogue};
 use crate::level::Level;
 use crate::quant::QuantWeight;
 use crate::shared::SharedSlice;
 
-/// Rows of one task: a chunk of their codes stays in the second-level cache while the panels go by.
-const TASK_ROWS: usize = 256;
-/// Rows of one task when the panels are made inside it, which many rows must pay for.
-const MADE_TASK_ROWS: usize = 768;
+/// Rows of one task: enough to pay for a panel that comes from memory or is made of blocks, few enough for their codes of a chunk to
+/// stay in the second-level cache.
+const TASK_ROWS: usize = 768;
 /// Bytes of activations that are rounded at a time: enough for all threads, and little beside a picture's maps.
 const SLAB_BYTES: usize = 16 << 20;
 /// Fewer products than this are not worth waking other threads for.
@@ -32,7 +31,8 @@ pub(super) enum Source<'a> {
 }
 
 impl Source<'_> {
-    fn features(&self) -> (usize, usize) {
+    /// Output and input features.
+    pub(super) fn features(&self) -> (usize, usize) {
         match self {
             Self::Panels(weight) => (weight.n(), weight.k()),
             Self::Blocks(weight) => (weight.n(), weight.k()),
@@ -68,33 +68,93 @@ pub(super) fn product(
     if m == 0 || n == 0 {
         return;
     }
-    let task_rows = match source {
-        Source::Panels(_) => TASK_ROWS,
-        Source::Blocks(_) => MADE_TASK_ROWS,
-    };
-    let most = (SLAB_BYTES / k.max(1)).max(4 * TASK_ROWS);
+    let most = (SLAB_BYTES / k.max(1)).max(2 * TASK_ROWS);
     let slabs = m.div_ceil(most);
     for slab in 0..slabs {
         let (start, end) = (slab * m / slabs, (slab + 1) * m / slabs);
         let (x, out) = (&x[start * k..end * k], &mut out[start * n..end * n]);
+        Rows::with(level, end - start, k, x, true, |rows| {
+            product_of_rows(level, rows, source, out, epilogue);
+        });
+    }
+}
+
+/// `out = epilogue(rows·Wᵀ)`, in parallel.
+fn product_of_rows(
+    level: Level,
+    rows: &Rows,
+    source: Source,
+    out: &mut [f32],
+    epilogue: &Epilogue,
+) {
+    let (n, k) = source.features();
+    let m = rows.count();
+    let row_tasks = m.div_ceil(TASK_ROWS);
+    let panels = n.div_ceil(COLUMNS);
+    let shared = SharedSlice::new(out);
+    // Neighbouring tasks share their rows.
+    let task = |index: usize| {
+        let (part, panel) = (index / panels, index % panels);
+        let blocks = rows.blocks();
+        let blocks = part * blocks / row_tasks..(part + 1) * blocks / row_tasks;
+        panel_product(level, rows, blocks, source, panel, n, epilogue, &shared);
+    };
+    let tasks = row_tasks * panels;
+    if m * n * k < SERIAL_WORK {
+        (0..tasks).for_each(task);
+    } else {
+        (0..tasks).into_par_iter().for_each(task);
+    }
+}
+
+/// `out [m, n] = (activation(x·gateᵀ) ⊙ x·upᵀ)·downᵀ`, in parallel; lengths are checked. The inner rows, several times as wide as the outer ones, are
+/// rounded where they come into being and never stored as floats.
+pub(super) fn gated(
+    level: Level,
+    m: usize,
+    x: &[f32],
+    [gate, up, down]: [Source; 3],
+    activation: Activation,
+    out: &mut [f32],
+) {
+    let (inner, k) = gate.features();
+    let (n, _) = down.features();
+    if m == 0 || n == 0 {
+        return;
+    }
+    let slabs = m.div_ceil(TASK_ROWS);
+    for slab in 0..slabs {
+        let (start, end) = (slab * m / slabs, (slab + 1) * m / slabs);
+        let (x, out) = (&x[start * k..end * k], &mut out[start * n..end * n]);
         let m = end - start;
-        let shared = SharedSlice::new(out);
         Rows::with(level, m, k, x, true, |rows| {
-            let row_tasks = m.div_ceil(task_rows);
-            let panels = n.div_ceil(COLUMNS);
-            // Neighbouring tasks share their rows.
-            let task = |index: usize| {
-                let (part, panel) = (index / panels, index % panels);
-                let blocks = rows.blocks();
-                let blocks = part * blocks / row_tasks..(part + 1) * blocks / row_tasks;
-                panel_product(level, rows, blocks, source, panel, n, epilogue, &shared);
+            let blocks = 0..rows.blocks();
+            let values = |chunk: usize, out: &mut [f32]| {
+                let width = chunk_len(inner, chunk);
+                with_scratch(2 * m * size_of::<[f32; COLUMNS]>(), |scratch| {
+                    let tiles = &mut scratch.cast_mut::<f32>()[..2 * m * COLUMNS];
+                    let (gates, ups) = tiles.split_at_mut(m * COLUMNS);
+                    for (index, first) in (0..width).step_by(COLUMNS).enumerate() {
+                        let panel = chunk * (CHUNK / COLUMNS) + index;
+                        for (source, tile) in [(gate, &mut *gates), (up, &mut *ups)] {
+                            let tile = tile.as_chunks_mut::<COLUMNS>().0;
+                            panel_tile(level, rows, blocks.clone(), source, panel, tile);
+                        }
+                        activation.apply(level, gates);
+                        let columns = first..(first + COLUMNS).min(width);
+                        let pairs = gates.chunks(COLUMNS).zip(ups.chunks(COLUMNS));
+                        for (out, (gates, ups)) in out.chunks_mut(width).zip(pairs) {
+                            let out = out[columns.clone()].iter_mut();
+                            for ((out, gate), up) in out.zip(gates).zip(ups) {
+                                *out = gate * up;
+                            }
+                        }
+                    }
+                });
             };
-            let tasks = row_tasks * panels;
-            if m * n * k < SERIAL_WORK {
-                (0..tasks).for_each(task);
-            } else {
-                (0..tasks).into_par_iter().for_each(task);
-            }
+            Rows::of_chunks(level, m, inner, values, |rows| {
+                product_of_rows(level, rows, down, out, &Epilogue::default());
+            });
         });
     }
 }
@@ -126,7 +186,7 @@ pub(crate) fn tile_product(
     });
 }
 
-/// The columns of one panel for the rows of some blocks.
+/// The columns of one panel for the rows of some blocks, stored with the epilogue.
 fn panel_product(
     level: Level,
     rows: &Rows,
@@ -143,16 +203,7 @@ fn panel_product(
     with_scratch(m * size_of::<[f32; COLUMNS]>(), |scratch| {
         let values = &mut scratch.cast_mut::<f32>()[..m * COLUMNS];
         let tile = values.as_chunks_mut::<COLUMNS>().0;
-        if source.features().1 == 0 {
-            tile.fill([0.0; COLUMNS]);
-        }
-        source.chunks(panel, |chunk, features, bytes| {
-            for block in blocks.clone() {
-                let places = rows.start(block) - start..rows.start(block + 1) - start;
-                let part = rows.part(block, chunk, features);
-                chunk_product(level, part, bytes, &mut tile[places], chunk > 0);
-            }
-        });
+        panel_tile(level, rows, blocks, source, panel, tile);
         if let Some(bias) = epilogue.bias {
             let bias = &bias[first..first + columns];
             for row in tile.iter_mut() {
@@ -172,6 +223,28 @@ fn panel_product(
             } else {
                 out.copy_from_slice(&values[..columns]);
             }
+        }
+    });
+}
+
+/// `tile [rows of the blocks, 32]` = the columns of one panel.
+fn panel_tile(
+    level: Level,
+    rows: &Rows,
+    blocks: Range<usize>,
+    source: Source,
+    panel: usize,
+    tile: &mut [[f32; COLUMNS]],
+) {
+    let start = rows.start(blocks.start);
+    if source.features().1 == 0 {
+        tile.fill([0.0; COLUMNS]);
+    }
+    source.chunks(panel, |chunk, features, bytes| {
+        for block in blocks.clone() {
+            let places = rows.start(block) - start..rows.start(block + 1) - start;
+            let part = rows.part(block, chunk, features);
+            chunk_product(level, part, bytes, &mut tile[places], chunk > 0);
         }
     });
 }

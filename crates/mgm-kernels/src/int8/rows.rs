@@ -1,9 +1,11 @@
 //! Rows of activations in 8 bits, one scale for each 256 values.
 
+use std::ops::Range;
+
 use bytemuck::{Pod, Zeroable};
 use rayon::prelude::*;
 
-use super::weight::{CHUNK, ZERO, chunks};
+use super::weight::{CHUNK, ZERO, chunk_len, chunks};
 use crate::buffer::with_scratch;
 use crate::level::Level;
 use crate::math::multiversion;
@@ -24,13 +26,13 @@ pub(super) struct Head {
     pub(super) start: i32,
 }
 
-/// Rounded rows, in blocks of up to [`PASS_ROWS`] whose values are interleaved four by four.
+/// Rounded rows, chunk after chunk, in blocks of up to [`PASS_ROWS`] rows whose values are interleaved four by four: passes over a chunk
+/// read them from first to last.
 pub(super) struct Rows<'a> {
     m: usize,
-    k: usize,
-    /// Of each block `[⌈k / 4⌉][rows][4]`.
+    /// Of each chunk and block `[⌈features / 4⌉][rows][4]`.
     codes: &'a [i8],
-    /// Of each block `[chunks][rows]`.
+    /// `[chunks][m]`.
     heads: &'a [Head],
 }
 
@@ -59,26 +61,80 @@ impl Rows<'_> {
             let (heads, codes) = scratch.cast_mut::<u8>().split_at_mut(head_bytes);
             let heads: &mut [Head] = bytemuck::cast_slice_mut(heads);
             let codes: &mut [i8] = bytemuck::cast_slice_mut(&mut codes[..m * padded]);
-            let mut parts = Vec::with_capacity(blocks(m));
+            let mut parts = Vec::with_capacity(blocks(m) * chunks);
             let (mut rest_heads, mut rest_codes) = (&mut *heads, &mut *codes);
-            for block in 0..blocks(m) {
-                let (first, rows) = (start(m, block), start(m, block + 1) - start(m, block));
-                let (heads, after) = rest_heads.split_at_mut(rows * chunks);
-                rest_heads = after;
-                let (codes, after) = rest_codes.split_at_mut(rows * padded);
-                rest_codes = after;
-                parts.push((&x[first * k..(first + rows) * k], codes, heads));
+            for chunk in 0..chunks {
+                let features = chunk * CHUNK..(chunk * CHUNK + CHUNK).min(k);
+                for block in 0..blocks(m) {
+                    let rows = start(m, block)..start(m, block + 1);
+                    let (heads, after) = rest_heads.split_at_mut(rows.len());
+                    rest_heads = after;
+                    let bytes = rows.len() * features.len().next_multiple_of(4);
+                    let (codes, after) = rest_codes.split_at_mut(bytes);
+                    rest_codes = after;
+                    parts.push((
+                        &x[rows.start * k..rows.end * k],
+                        features.clone(),
+                        codes,
+                        heads,
+                    ));
+                }
             }
-            let quantize = |(x, codes, heads): (&[f32], &mut [i8], &mut [Head])| {
-                quantize_block(level, k, x, codes, heads);
+            let quantize = |(x, features, codes, heads): Part| {
+                quantize_part(level, k, x, features, codes, heads);
             };
             if parallel && m * k >= SERIAL_VALUES {
                 parts.into_par_iter().for_each(quantize);
             } else {
                 parts.into_iter().for_each(quantize);
             }
-            f(&Rows { m, k, codes, heads })
+            f(&Rows { m, codes, heads })
         })
+    }
+
+    /// `m` rows of `k` values in scratch memory for `f`. `values(chunk, out)` writes the values of a chunk, `[m, features]`; it runs once for each
+    /// chunk, in parallel.
+    pub(super) fn of_chunks<R>(
+        level: Level,
+        m: usize,
+        k: usize,
+        values: impl Fn(usize, &mut [f32]) + Sync,
+        f: impl FnOnce(&Rows) -> R,
+    ) -> R {
+        let head_bytes = m * chunks(k) * size_of::<Head>();
+        let code_bytes = m * k.next_multiple_of(4);
+        with_scratch(head_bytes + code_bytes, |scratch| {
+            let (heads, codes) = scratch.cast_mut::<u8>().split_at_mut(head_bytes);
+            let heads: &mut [Head] = bytemuck::cast_slice_mut(heads);
+            let codes: &mut [i8] = bytemuck::cast_slice_mut(&mut codes[..code_bytes]);
+            codes
+                .par_chunks_mut((CHUNK * m).max(1))
+                .zip(heads.par_chunks_mut(m.max(1)))
+                .enumerate()
+                .for_each(|(chunk, (mut codes, mut heads))| {
+                    let features = chunk_len(k, chunk);
+                    with_scratch(4 * m * features, |scratch| {
+                        let x = &mut scratch.cast_mut::<f32>()[..m * features];
+                        values(chunk, x);
+                        for block in 0..blocks(m) {
+                            let rows = start(m, block)..start(m, block + 1);
+                            let bytes = rows.len() * features.next_multiple_of(4);
+                            let x = &x[rows.start * features..rows.end * features];
+                            let part = codes.split_off_mut(..bytes);
+                            let head = heads.split_off_mut(..rows.len());
+                            if let (Some(codes), Some(heads)) = (part, head) {
+                                quantize_part(level, features, x, 0..features, codes, heads);
+                            }
+                        }
+                    });
+                });
+            f(&Rows { m, codes, heads })
+        })
+    }
+
+    /// Rows that there are.
+    pub(super) fn count(&self) -> usize {
+        self.m
     }
 
     /// Blocks of rows.
@@ -95,10 +151,11 @@ impl Rows<'_> {
     pub(super) fn part(&self, index: usize, chunk: usize, features: usize) -> RowPart<'_> {
         let first = self.start(index);
         let rows = self.start(index + 1) - first;
-        let codes = first * self.k.next_multiple_of(4) + chunk * CHUNK * rows;
-        let heads = first * chunks(self.k) + chunk * rows;
+        let padded = features.next_multiple_of(4);
+        let codes = chunk * CHUNK * self.m + first * padded;
+        let heads = chunk * self.m + first;
         RowPart {
-            codes: &self.codes[codes..][..features.next_multiple_of(4) * rows],
+            codes: &self.codes[codes..][..padded * rows],
             heads: &self.heads[heads..][..rows],
         }
     }
@@ -113,27 +170,31 @@ fn start(m: usize, block: usize) -> usize {
     block * m / blocks(m).max(1)
 }
 
-/// Rounds the rows `x` of one block.
-fn quantize_block(level: Level, k: usize, x: &[f32], codes: &mut [i8], heads: &mut [Head]) {
-    let rows = x.len() / k.max(1);
-    with_scratch(k.next_multiple_of(4), |scratch| {
-        let row = &mut scratch.cast_mut::<i8>()[..k.next_multiple_of(4)];
-        for (i, x) in x.chunks_exact(k.max(1)).enumerate() {
-            for (chunk, (x, row)) in x.chunks(CHUNK).zip(row.chunks_mut(CHUNK)).enumerate() {
-                let (scale, sum) = quantize_chunk_at(level, x, row);
-                heads[chunk * rows + i] = Head {
-                    scale,
-                    start: -i32::from(ZERO) * sum,
-                };
-            }
-            row[k..].fill(0);
-            let words: &[[i8; 4]] = row.as_chunks().0;
-            let steps = codes.as_chunks_mut::<4>().0.chunks_exact_mut(rows);
-            for (step, word) in steps.zip(words) {
-                step[i] = *word;
-            }
+/// Rows of a block, the features of a chunk, and where its codes and heads go.
+type Part<'a> = (&'a [f32], Range<usize>, &'a mut [i8], &'a mut [Head]);
+
+/// Rounds one chunk of the rows `x` of a block.
+fn quantize_part(
+    level: Level,
+    k: usize,
+    x: &[f32],
+    features: Range<usize>,
+    codes: &mut [i8],
+    heads: &mut [Head],
+) {
+    let rows = heads.len();
+    let mut row = [0i8; CHUNK];
+    for (i, (x, head)) in x.chunks_exact(k).zip(heads).enumerate() {
+        let (scale, sum) = quantize_chunk_at(level, &x[features.clone()], &mut row);
+        *head = Head {
+            scale,
+            start: -i32::from(ZERO) * sum,
+        };
+        let steps = codes.as_chunks_mut::<4>().0.chunks_exact_mut(rows);
+        for (step, word) in steps.zip(row.as_chunks::<4>().0) {
+            step[i] = *word;
         }
-    });
+    }
 }
 
 /// Rounds up to a chunk of values to codes within ±127; returns scale and sum of the codes. `codes` may be longer.

@@ -63,7 +63,7 @@ pub fn gated_gelu_erf(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     gated(gate, up, Activation::GeluErf)
 }
 
-fn gated(gate: &Tensor, up: &Tensor, kind: Activation) -> Result<Tensor> {
+pub(super) fn gated(gate: &Tensor, up: &Tensor, kind: Activation) -> Result<Tensor> {
     if gate.shape() != up.shape() {
         candle_core::bail!(
             "gated activation: gate {:?} and up {:?} differ",

@@ -1,9 +1,13 @@
-//! The perceptron of a block with its norm, scale and residual, as one operation where nothing of it learns.
+//! The perceptrons of a block, as one operation each where nothing of them learns: the plain one with its norm, scale and residual, and the
+//! gated one of language models.
 
 use candle_core::{Result, Tensor};
 use mgm_kernels::gemm::Activation;
+use mgm_kernels::int8;
 use mgm_kernels::mlp::{self, MlpWeight};
 
+use super::activation::gated;
+use super::linear::with_last;
 use super::{activation, layer_norm};
 use crate::Linear;
 use crate::host::{self, Host};
@@ -64,6 +68,44 @@ pub fn residual_mlp(
         None => result,
     };
     residual + result
+}
+
+/// `down(f(gate(x)) ⊙ up(x))`, `x [.., c]` to the width of `down`.
+///
+/// On the CPU, with matrices in 8 bits (or blocks that are widened to 8) and an input that is not on the gradient tape, the inner rows never go
+/// through memory; otherwise layer by layer, with gradients.
+pub fn gated_mlp(
+    x: &Tensor,
+    gate: &Linear,
+    up: &Linear,
+    down: &Linear,
+    activation_kind: Activation,
+) -> Result<Tensor> {
+    const NAME: &str = "gated MLP";
+    if let (true, Some(first), Some(second), Some(third)) = (
+        x.device().is_cpu() && !x.track_op(),
+        gate.gated_weight(),
+        up.gated_weight(),
+        down.gated_weight(),
+    ) {
+        let weights = [first, second, third];
+        let (rows, width) = host::rows_and_width(x.shape(), NAME)?;
+        let [(inner, c), _, (out_width, down_inner)] = weights.map(|w| w.features());
+        if weights[1].features() != (inner, c) || down_inner != inner || width != c {
+            candle_core::bail!(
+                "{NAME}: rows of {width}, weights [{inner}, {c}], {:?} and [{out_width}, {down_inner}]",
+                weights[1].features()
+            );
+        }
+        if int8::takes_gated_mlp(rows, &weights) {
+            let host = Host::new(x);
+            let values = host.values(NAME)?;
+            let mut out = vec![0.0; rows * out_width];
+            int8::gated_mlp(rows, &values, weights, activation_kind, &mut out);
+            return host::tensor(out, with_last(x.shape(), out_width));
+        }
+    }
+    down.forward(&gated(&gate.forward(x)?, &up.forward(x)?, activation_kind)?)
 }
 
 /// A packed matrix and its bias.

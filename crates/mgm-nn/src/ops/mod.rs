@@ -44,7 +44,7 @@ pub use group_norm::group_norm;
 pub use head_loss::linear_cross_entropy;
 pub(crate) use linear::lora_linear;
 pub use linear::{linear, linear_bias, linear_transposed};
-pub use mlp::{NormSpec, residual_mlp};
+pub use mlp::{NormSpec, gated_mlp, residual_mlp};
 pub use norm::{layer_norm, layer_norm_without_affine, rms_norm};
 pub use paged::paged_attention;
 pub use region::{CellWindow, RegionCells, region_attention, region_attention_weights};

@@ -74,14 +74,14 @@ impl GatedMlp {
     }
 
     fn forward(&self, input: &Tensor) -> Result<Tensor> {
-        let gate = self.gate.forward(input)?;
-        let up = self.up.forward(input)?;
-        let gated = match self.activation {
-            Activation::Silu => ops::gated_silu(&gate, &up)?,
-            Activation::GeluTanh => ops::gated_gelu_tanh(&gate, &up)?,
-            Activation::GeluErf => ops::gated_gelu_erf(&gate, &up)?,
+        let activation = match self.activation {
+            Activation::Silu => mgm_nn::Activation::Silu,
+            Activation::GeluTanh => mgm_nn::Activation::GeluTanh,
+            Activation::GeluErf => mgm_nn::Activation::GeluErf,
         };
-        Ok(self.down.forward(&gated)?)
+        Ok(ops::gated_mlp(
+            input, &self.gate, &self.up, &self.down, activation,
+        )?)
     }
 }
 
