@@ -1,8 +1,13 @@
 //! Depthwise 2-D convolution, channels last, forward and backward.
 
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+
+use std::ops::Range;
+
 use rayon::prelude::*;
 
-use crate::level::{Level, level};
+use crate::level::{self, Level, level};
 use crate::math::multiversion;
 
 /// Shape of a depthwise convolution: input `[batch, height, width, channels]`, weight `[kernel·kernel, channels]`.
@@ -139,25 +144,25 @@ fn block<const FMA: bool, const P: usize>(
     sums
 }
 
-/// One output row of one image.
+/// Some pixels of one output row of one image.
 #[inline(always)]
-fn forward_row<const FMA: bool>(
+fn forward_columns<const FMA: bool>(
     s: &DepthwiseShape,
     image: &[f32],
     weight: &[f32],
     bias: Option<&[f32]>,
     oy: usize,
+    columns: Range<usize>,
     out: &mut [f32],
 ) {
     let c = s.channels;
     let (ky0, ky1) = s.taps(oy, s.pad_top, s.height);
     let whole = c / LANES * LANES;
-    let width = s.out_width();
     let inside = |ox: usize| s.taps(ox, s.pad_left, s.width) == (0, s.kernel);
-    let mut ox = 0;
-    while ox < width {
+    let mut ox = columns.start;
+    while ox < columns.end {
         // Pixels that all see every tap share the loads of the weights.
-        if ox + PIXELS <= width && inside(ox) && inside(ox + PIXELS - 1) {
+        if ox + PIXELS <= columns.end && inside(ox) && inside(ox + PIXELS - 1) {
             for first in (0..whole).step_by(LANES) {
                 let sums = block::<FMA, PIXELS>(
                     s,
@@ -223,7 +228,43 @@ fn forward_tail(
     }
 }
 
-multiversion!(fn forward_row_at(s: &DepthwiseShape, image: &[f32], weight: &[f32], bias: Option<&[f32]>, oy: usize, out: &mut [f32]) = forward_row);
+/// One output row of one image, with the seven-tap kernel where that applies.
+fn forward_row_at(
+    level: Level,
+    s: &DepthwiseShape,
+    image: &[f32],
+    weight: &[f32],
+    bias: Option<&[f32]>,
+    oy: usize,
+    out: &mut [f32],
+) {
+    let columns = 0..s.out_width();
+    #[cfg(target_arch = "x86_64")]
+    if s.kernel == avx512::KERNEL && s.stride == 1 && level::clamp(level) >= Level::Avx512 {
+        let (ky0, ky1) = s.taps(oy, s.pad_top, s.height);
+        let whole = s.channels / LANES * LANES;
+        // The pixels that see all taps of a row.
+        let first = s.pad_left.min(columns.end);
+        let end = (s.width + s.pad_left + 1).saturating_sub(s.kernel);
+        let groups = end.min(columns.end).saturating_sub(first) / avx512::PIXELS;
+        let last = first + groups * avx512::PIXELS;
+        for ox in (first..last).step_by(avx512::PIXELS) {
+            // SAFETY: the machine has this level.
+            unsafe { avx512::pixels(s, image, weight, bias, (oy, ky0, ky1), ox, whole, out) };
+            for pixel in ox..ox + avx512::PIXELS {
+                forward_tail(s, image, weight, bias, (oy, ky0, ky1), pixel, whole, out);
+            }
+        }
+        if ky0 < ky1 {
+            forward_columns_at(level, s, image, weight, bias, oy, 0..first, out);
+            forward_columns_at(level, s, image, weight, bias, oy, last..columns.end, out);
+            return;
+        }
+    }
+    forward_columns_at(level, s, image, weight, bias, oy, columns, out);
+}
+
+multiversion!(fn forward_columns_at(s: &DepthwiseShape, image: &[f32], weight: &[f32], bias: Option<&[f32]>, oy: usize, columns: Range<usize>, out: &mut [f32]) = forward_columns);
 
 /// Depthwise convolution (cross-correlation, as in PyTorch), NHWC, weight `[kernel·kernel, channels]`.
 pub fn depthwise(

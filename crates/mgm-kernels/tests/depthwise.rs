@@ -49,6 +49,8 @@ fn shapes() -> Vec<DepthwiseShape> {
     let mut shapes = Vec::new();
     for (kernel, stride, pads, height, width, channels) in [
         (7, 1, [3, 3, 3, 3], 12, 13, 37),
+        (7, 1, [3, 3, 3, 3], 9, 31, 37),
+        (7, 1, [2, 1, 0, 4], 8, 25, 48),
         (3, 1, [1, 1, 1, 1], 9, 7, 16),
         (3, 2, [0, 0, 1, 1], 10, 8, 33),
         (5, 1, [2, 2, 2, 2], 6, 20, 48),

@@ -163,6 +163,18 @@ impl FrozenWeight {
         }
     }
 
+    /// Whether products round the rows to bf16 or 8 bits (where the machine multiplies those faster).
+    pub(crate) fn rounds_rows(&self) -> bool {
+        match &self.storage {
+            FrozenStorage::Packed(weight) => weight.weight_type() == WeightType::Bf16,
+            FrozenStorage::Int8(_)
+            | FrozenStorage::Quantised(_)
+            | FrozenStorage::QuantisedInt8(_) => true,
+            FrozenStorage::Mapped(weight) => panel_type(weight) == WeightType::Bf16,
+            FrozenStorage::Dense(_) => false,
+        }
+    }
+
     /// The tensor of a weight that lives on a device; `None` for the CPU's own storages.
     pub(crate) fn as_dense(&self) -> Option<&Tensor> {
         match &self.storage {

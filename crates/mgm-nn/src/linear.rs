@@ -8,7 +8,7 @@ use mgm_kernels::int8::GatedWeight;
 use mgm_kernels::mlp::MlpWeight;
 
 use crate::FrozenWeight;
-use crate::ops::{self, Adapter, FrozenLinear};
+use crate::ops::{self, Adapter, AttentionPrecision, FrozenLinear};
 
 /// `y = x·Wᵀ + b`, with W trainable, packed, quantised or dense on a device, and an optional low-rank adapter.
 /// Cheap to clone: clones share the weights.
@@ -243,6 +243,14 @@ impl Linear {
                     * f64::from(*scale))?
             }
             Some(Lora::Frozen(adapter)) => base + adapter.to_tensor()?,
+        }
+    }
+
+    /// In what precision attention goes with this layer: what its products round to bf16 or 8 bits need not be multiplied in `f32` afterwards.
+    pub fn precision(&self) -> AttentionPrecision {
+        match &self.matrix {
+            Matrix::Frozen(weight) if weight.rounds_rows() => AttentionPrecision::Bf16,
+            _ => AttentionPrecision::Full,
         }
     }
 

@@ -116,7 +116,7 @@ impl LowResTower for ClipTower {
         let mut hidden = ops::layer_norm(&hidden, &self.pre_norm.0, &self.pre_norm.1, EPS)?;
         for block in &self.blocks {
             pause()?;
-            hidden = block.forward(&hidden, views, tokens)?;
+            hidden = block.forward(&hidden, views)?;
         }
         Ok(hidden
             .reshape((views, tokens, self.width))?

@@ -1,8 +1,8 @@
 //! OpenCLIP ConvNeXt trunk: the outputs of its four stages (spec: model §4), channels last throughout.
 
 use candle_core::Tensor;
-use mgm_nn::ops::{self, DepthwiseParams, NormSpec};
-use mgm_nn::{Activation, Bias, Linear, WeightSource};
+use mgm_nn::ops::{self, ConvParams, DepthwiseParams, NormSpec};
+use mgm_nn::{Activation, Bias, Conv2d, Linear, WeightSource};
 
 use super::{HighResTower, Pause};
 use crate::check::stored_depth;
@@ -31,37 +31,42 @@ impl Norm {
 
 /// A convolution whose stride equals its kernel: a linear map of non-overlapping patches.
 struct PatchConvolution {
-    weight: Tensor,
-    bias: Tensor,
+    convolution: Conv2d,
     kernel: usize,
+    width: usize,
 }
 
 impl PatchConvolution {
-    /// `name.weight` is `[out, in, k, k]`; kept as `[out, k · k · in]` to suit channels-last patches.
+    /// `name.weight` is `[out, in, k, k]`.
     fn load(weights: &WeightSource, name: &str) -> Result<Self> {
-        let weight = weights.tensor_any(&format!("{name}.weight"))?;
-        let (output, _, kernel, _) = weight.dims4()?;
+        let weight = format!("{name}.weight");
+        let [width, input, kernel, _] = weights.shape(&weight).as_deref().map_or_else(
+            || {
+                Err(Error::Input(format!(
+                    "{}{weight}: not found",
+                    weights.prefix()
+                )))
+            },
+            |shape| {
+                <[usize; 4]>::try_from(shape).map_err(|_| {
+                    Error::Input(format!(
+                        "{}{weight}: shape {shape:?}, expected [out, in, k, k]",
+                        weights.prefix()
+                    ))
+                })
+            },
+        )?;
+        let params = ConvParams::strided(kernel, kernel, 0);
         Ok(Self {
-            weight: weight
-                .permute((0, 2, 3, 1))?
-                .contiguous()?
-                .flatten_from(1)?,
-            bias: weights.tensor(&format!("{name}.bias"), [output])?,
+            convolution: weights.conv2d(name, input, width, params, Bias::Yes)?,
             kernel,
+            width,
         })
     }
 
-    /// `[height, width, in]` to `[height / k · width / k, out]`.
+    /// `[height, width, in]` to `[height / k, width / k, out]`.
     fn forward(&self, map: &Tensor) -> Result<Tensor> {
-        let (height, width, channels) = map.dims3()?;
-        let kernel = self.kernel;
-        let (rows, columns) = (height / kernel, width / kernel);
-        let patches = map
-            .reshape(vec![rows, kernel, columns, kernel * channels])?
-            .transpose(1, 2)?
-            .contiguous()?
-            .reshape((rows * columns, kernel * kernel * channels))?;
-        Ok(ops::linear_bias(&patches, &self.weight, &self.bias)?)
+        Ok(self.convolution.forward(&map.unsqueeze(0)?)?.squeeze(0)?)
     }
 }
 
@@ -146,7 +151,7 @@ impl ConvNextTower {
                 stem.kernel
             )));
         }
-        let stem_width = stem.weight.dim(0)?;
+        let stem_width = stem.width;
         let stem_norm = Norm::load(&weights.pp("vision_stem").pp("1"), stem_width)?;
         let source = weights.pp("vision_stages");
         let mut stages = Vec::new();
@@ -203,22 +208,17 @@ impl HighResTower for ConvNextTower {
         let stem = self
             .stem
             .forward(&picture.permute((1, 2, 0))?.contiguous()?)?;
-        let (mut rows, mut columns) = (height / STEM_STRIDE, width / STEM_STRIDE);
-        let mut map = self.stem_norm.forward(&stem, self.eps)?.reshape((
-            rows,
-            columns,
-            self.stem_norm.gamma.elem_count(),
-        ))?;
+        let mut map = self
+            .stem_norm
+            .forward(&stem.flatten_to(1)?, self.eps)?
+            .reshape(stem.shape())?;
         let mut outputs = Vec::with_capacity(self.stages.len());
         for stage in &self.stages {
             if let Some((norm, convolution)) = &stage.downsample {
                 let normed = norm
                     .forward(&map.flatten_to(1)?, self.eps)?
                     .reshape(map.shape())?;
-                (rows, columns) = (rows / 2, columns / 2);
-                map = convolution
-                    .forward(&normed)?
-                    .reshape((rows, columns, stage.width))?;
+                map = convolution.forward(&normed)?;
             }
             for block in &stage.blocks {
                 pause()?;

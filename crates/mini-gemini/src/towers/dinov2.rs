@@ -114,7 +114,7 @@ impl Dinov2Tower {
             .reshape((views * tokens, self.width))?;
         for block in &self.blocks {
             pause()?;
-            hidden = block.forward(&hidden, views, tokens)?;
+            hidden = block.forward(&hidden, views)?;
         }
         Ok(hidden
             .reshape((views, tokens, self.width))?

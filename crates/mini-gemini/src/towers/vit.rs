@@ -1,7 +1,7 @@
 //! The pre-norm transformer block that CLIP and DINOv2 share.
 
 use candle_core::Tensor;
-use mgm_nn::ops::{self, AttentionSpec, NormSpec};
+use mgm_nn::ops::{self, NormSpec};
 use mgm_nn::{Activation, Bias, Linear, WeightSource};
 
 use crate::error::{Error, Result};
@@ -89,8 +89,8 @@ impl Block {
         })
     }
 
-    /// `[views · tokens, width]` to the same; attention stays inside each view of `tokens` rows.
-    pub(super) fn forward(&self, input: &Tensor, views: usize, tokens: usize) -> Result<Tensor> {
+    /// `[views · tokens, width]` to the same; attention stays inside each view.
+    pub(super) fn forward(&self, input: &Tensor, views: usize) -> Result<Tensor> {
         let (rows, width) = input.dims2()?;
         let head_dim = width / self.heads;
         let normed = ops::layer_norm(input, &self.norm1.gamma, &self.norm1.beta, self.eps)?;
@@ -98,12 +98,10 @@ impl Block {
         let query = split(self.query.forward(&normed)?)?;
         let key = split(self.key.forward(&normed)?)?;
         let value = split(self.value.forward(&normed)?)?;
-        let spec = AttentionSpec {
-            scale: 1.0 / (head_dim as f32).sqrt(),
-            causal: false,
-            segments: vec![tokens; views],
-        };
-        let attended = ops::attention(&query, &key, &value, &spec)?.reshape((rows, width))?;
+        let scale = 1.0 / (head_dim as f32).sqrt();
+        let attended =
+            ops::cross_attention(&query, &key, &value, views, scale, self.query.precision())?
+                .reshape((rows, width))?;
         let attended = scaled(self.output.forward(&attended)?, self.scale1.as_ref())?;
         let hidden = (input + attended)?;
         let norm = NormSpec {
