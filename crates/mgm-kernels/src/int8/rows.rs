@@ -219,7 +219,7 @@ fn quantize_chunk<const FMA: bool>(x: &[f32], codes: &mut [i8]) -> (f32, i32) {
         for ((x, code), sum) in x.iter().zip(codes).zip(&mut sums) {
             let rounded = (x * inverse + ROUND).to_bits() as i32 - ROUND.to_bits() as i32;
             *code = rounded as i8;
-            *sum += i32::from(rounded as i8);
+            *sum += rounded;
         }
     }
     let mut total: i32 = sums.iter().sum();
@@ -230,7 +230,7 @@ fn quantize_chunk<const FMA: bool>(x: &[f32], codes: &mut [i8]) -> (f32, i32) {
     for (x, code) in rest.iter().zip(tail) {
         let rounded = (x * inverse + ROUND).to_bits() as i32 - ROUND.to_bits() as i32;
         *code = rounded as i8;
-        total += i32::from(rounded as i8);
+        total += rounded;
     }
     (largest / 127.0, total)
 }

@@ -284,9 +284,12 @@ pub(super) fn float_type(storage: WeightStorage, kind: &ElementType) -> WeightTy
     match storage {
         WeightStorage::Bf16 | WeightStorage::Q8_0 | WeightStorage::Int8 => WeightType::Bf16,
         WeightStorage::F16 => WeightType::F16,
-        WeightStorage::AsStored if *kind == ElementType::Bf16 => WeightType::Bf16,
-        WeightStorage::AsStored if *kind == ElementType::F16 => WeightType::F16,
-        _ => WeightType::F32,
+        WeightStorage::F32 => WeightType::F32,
+        WeightStorage::AsStored | WeightStorage::Mapped => match kind {
+            ElementType::Bf16 => WeightType::Bf16,
+            ElementType::F16 => WeightType::F16,
+            _ => WeightType::F32,
+        },
     }
 }
 
