@@ -88,7 +88,8 @@ pub struct Decoder {
     embedding: Embedding,
     layers: Vec<Layer>,
     norm: Tensor,
-    head: Linear,
+    /// None where it is the embedding.
+    head: Option<Linear>,
     rope: RopeTable,
     kv: KvPool,
     device: Device,
@@ -147,11 +148,16 @@ impl Decoder {
             on_layer(index + 1);
         }
         let norm = model.tensor("norm.weight", [config.hidden_size])?;
-        // A tied head is the embedding, also when a copy of it was stored (spec: pitfalls A14).
-        let head = if config.tied_head {
-            embedding.as_linear()?
-        } else {
-            weights.linear("lm_head", config.hidden_size, config.vocab_size, Bias::No)?
+        // A tied head is the embedding, also when a copy of it was stored (spec: pitfalls A14). It is made when it is first asked for: a
+        // fifth of a small model's memory, which the towers can have until then.
+        let head = match config.tied_head {
+            true => None,
+            false => Some(weights.linear(
+                "lm_head",
+                config.hidden_size,
+                config.vocab_size,
+                Bias::No,
+            )?),
         };
         let rope = RopeTable::new(config.head_dim, config.rope_theta, FIRST_POSITIONS);
         Ok(Self {
@@ -277,12 +283,19 @@ impl Decoder {
         Ok(ops::rms_norm(&hidden, &self.norm, eps, offset)?)
     }
 
+    fn head(&self) -> Result<Linear> {
+        match &self.head {
+            Some(head) => Ok(head.clone()),
+            None => Ok(self.embedding.as_linear()?),
+        }
+    }
+
     /// Next-token logits `[rows, vocab]` (f32) of hidden states `[rows, hidden]`.
     ///
     /// # Errors
     /// When a tensor operation fails.
     pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
-        Ok(self.head.forward(hidden)?)
+        Ok(self.head()?.forward(hidden)?)
     }
 
     /// Mean cross entropy (scalar, differentiable) of the next-token logits of hidden states `[rows, hidden]` against one label a row; the
@@ -291,6 +304,6 @@ impl Decoder {
     /// # Errors
     /// When rows and labels differ in number or a label lies outside the vocabulary.
     pub fn loss(&self, hidden: &Tensor, labels: &[i64]) -> Result<Tensor> {
-        Ok(ops::linear_cross_entropy(hidden, &self.head, labels)?)
+        Ok(ops::linear_cross_entropy(hidden, &self.head()?, labels)?)
     }
 }
