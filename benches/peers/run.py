@@ -109,9 +109,9 @@ def lines(text):
     return {entry["stage"]: entry["seconds"] for entry in map(json.loads, text.splitlines())}
 
 
-def run_ours(tools, arguments, kind, stages):
+def run_ours(tools, arguments, kind, dtype, stages):
     command = [tools.mgm(), "bench", "--shape", arguments.shape, "--weights", kind, "--threads", arguments.threads, "--no-gate",
-               "--runs", arguments.runs, "--batch", "1", "--json", "-"]
+               "--dtype", dtype, "--runs", arguments.runs, "--batch", "1", "--json", "-"]
     command += ["--hd"] if arguments.hd else []
     command += ["--level", arguments.level] if arguments.level else []
     command += ["--prefill", ",".join(map(str, arguments.prefill)), "--context", ",".join(map(str, arguments.context))]
@@ -165,23 +165,27 @@ def describe(seconds):
 
 
 def compare(tools, arguments, peer, kind, stages):
-    """Results of one peer and type: a list of rows."""
-    ours, theirs, about = {}, {}, None
+    """Results of one peer and type, with each --dtype of ours: a list of rows."""
+    # Full precision is full precision.
+    dtypes = [dtype for dtype in arguments.dtypes if dtype == "auto" or kind != "F32"]
+    times, about = {}, None
     for turn in range(arguments.rounds):
-        for who, into in (("ours", ours), (peer, theirs)):
+        for who in (*dtypes, peer):
             waited = machine.wait_until_idle(arguments.gate)
-            say(f"{peer} {kind}, round {turn + 1} of {arguments.rounds}: {who} (waited {waited:.0f} s)")
-            if who == "ours":
-                found, about = run_ours(tools, arguments, kind, stages)
-            else:
+            name = who if who == peer else f"ours, {who}"
+            say(f"{peer} {kind}, round {turn + 1} of {arguments.rounds}: {name} (waited {waited:.0f} s)")
+            if who == peer:
                 found = run_peer(tools, arguments, peer, kind, stages)
+            else:
+                found, about = run_ours(tools, arguments, kind, who, stages)
             for stage, seconds in found.items():
-                into.setdefault(stage, []).extend(seconds)
+                times.setdefault((who, stage), []).extend(seconds)
     rows = []
-    for stage, seconds in ours.items():
-        if stage in theirs:
-            mine, other = describe(seconds), describe(theirs[stage])
-            rows.append({"peer": peer, "type": kind, "stage": stage, "ours": mine, "theirs": other, "speedup": other["median"] / mine["median"]})
+    for (who, stage), seconds in times.items():
+        if who != peer and (peer, stage) in times:
+            mine, other = describe(seconds), describe(times[peer, stage])
+            name = kind if who == "auto" else f"{kind} as {who}"
+            rows.append({"peer": peer, "type": name, "stage": stage, "ours": mine, "theirs": other, "speedup": other["median"] / mine["median"]})
     return rows, about
 
 
@@ -233,6 +237,8 @@ def main():
     parser.add_argument("--peers", nargs="+", choices=TYPES, default=list(TYPES))
     parser.add_argument("--types", nargs="+", choices=sorted({kind for kinds in TYPES.values() for kind in kinds}))
     parser.add_argument("--stages", nargs="+", choices=STAGES["pytorch"])
+    parser.add_argument("--dtypes", nargs="+", choices=["auto", "int8"], default=["auto", "int8"],
+                        help="how ours holds the weights: as they are, and rounded to 8 bits with what they are multiplied with")
     parser.add_argument("--shape", choices=["2b", "7b", "8b"], default="2b")
     parser.add_argument("--hd", action="store_true")
     parser.add_argument("--prefill", type=int, nargs="+", default=[640])

@@ -40,13 +40,16 @@ class Scored:
         folder = options.work
         self.bytes = 0
         model = "smol"
+        label = kind.replace(":", "-")
+        kind, _, dtype = kind.partition(":")
+        dtype = ("--dtype", dtype or "auto")
         if kind != "shipped":
             model = folder / f"smol-{kind}.gguf"
             if not model.exists():
                 run(programs["mgm"], "models", "quantize", "smol", "--type", kind, "-o", folder, "--name", "smol")
             self.bytes = sum((folder / f"{name}smol-{kind}.gguf").stat().st_size for name in ("", "mmproj-"))
-        answers = folder / f"answers-{kind}-{options.questions}.jsonl"
-        run(programs["mgm"], "eval", *(options.data / f"eval/{name}.json" for name in options.sets), "--image-folder", options.data, "--model", model,
+        answers = folder / f"answers-{label}-{options.questions}.jsonl"
+        run(programs["mgm"], "eval", *(options.data / f"eval/{name}.json" for name in options.sets), "--image-folder", options.data, "--model", model, *dtype,
             "--limit", options.questions, "--answers", answers, "--resume")
         self.answers = {}
         for line in answers.read_text().splitlines():
@@ -54,7 +57,7 @@ class Scored:
             # A run that goes on may have had more sets before.
             if (name := Path(line["file"]).stem) in options.sets:
                 self.answers[name, line["id"]] = line["answer"].strip().lower(), line["right"]
-        self.logits = read_texts(options, programs["language"], model, kind)
+        self.logits = read_texts(options, programs["language"], model, label, dtype)
 
     def right(self, name):
         found = [right for (file, _), (_, right) in self.answers.items() if file == name]
@@ -71,18 +74,18 @@ def texts(options):
     return [read_json(folder / f"{name}.json")["text"][:20 * CHUNK * CHUNKS] for name in SPEECHES]
 
 
-def read_texts(options, program, model, kind):
+def read_texts(options, program, model, label, dtype):
     """Log probabilities `[positions, vocabulary]` of what follows each token of the chunks, and the tokens that do."""
-    source, out = options.work / f"texts-{kind}.safetensors", options.work / f"texts-{kind}-out.safetensors"
+    source, out = options.work / f"texts-{label}.safetensors", options.work / f"texts-{label}-out.safetensors"
     save_file({f"text.{i}": np.frombuffer(text.encode(), dtype=np.uint8) for i, text in enumerate(texts(options))}, source)
-    run(program, model, source, out)
+    run(program, model, source, out, *dtype)
     tokens = load_file(out)
     chunks = [tokens[name][CHUNK * i:CHUNK * (i + 1)] for name in sorted(tokens) for i in range(CHUNKS)]
     inputs = {}
     for i, chunk in enumerate(chunks):
         inputs[f"ids.{i}"], inputs[f"follow.{i}"] = chunk[:1].copy(), chunk[1:].copy()
     save_file(inputs, source)
-    run(program, model, source, out, "--at-once")
+    run(program, model, source, out, "--at-once", *dtype)
     found = load_file(out)
     source.unlink()
     out.unlink()

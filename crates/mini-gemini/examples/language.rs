@@ -1,4 +1,4 @@
-//! `cargo run --release -p mini-gemini --example language -- MODEL INPUTS OUT [--dtype f32|bf16|auto] [--greedy N] [--at-once]`: what
+//! `cargo run --release -p mini-gemini --example language -- MODEL INPUTS OUT [--dtype f32|bf16|int8|auto] [--greedy N] [--at-once]`: what
 //! the language model makes of given texts, for comparing it with another program (`tools/llama_cpp/compare_language.py`).
 //!
 //! `INPUTS` is a safetensors file. For each `text.K` (bytes of UTF-8) `OUT` gets `tokens.K`, its ids with whatever the tokeniser puts in
@@ -26,10 +26,11 @@ fn main() -> Result<(), Box<dyn Error>> {
                 options.precision = match arguments.next().as_deref() {
                     Some("f32") => Precision::F32,
                     Some("bf16") => Precision::Bf16,
+                    Some("int8") => Precision::Int8,
                     Some("auto") => Precision::Auto,
                     other => {
                         return Err(format!(
-                            "--dtype: expected f32, bf16 or auto, found {other:?}"
+                            "--dtype: expected f32, bf16, int8 or auto, found {other:?}"
                         )
                         .into());
                     }
@@ -44,7 +45,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
     }
     let [model, inputs, out] = positional.as_slice() else {
-        return Err("usage: language MODEL INPUTS OUT [--dtype f32|bf16|auto] [--greedy N]".into());
+        return Err("usage: language MODEL INPUTS OUT [--dtype f32|bf16|int8|auto] [--greedy N]".into());
     };
     let model = MiniGemini::load(&ModelSource::parse(model), &options)?;
     let inputs = candle_core::safetensors::load(inputs, &Device::Cpu)?;

@@ -6,7 +6,7 @@
 //! all pictures one after another, `text.logits`, `text.steps` (the last 8 rows again, fed one by one through the cache), and the last 16
 //! rows of the others' logits. Seconds to load and the peak of resident memory go to standard error.
 //!
-//! Options: `--dtype f32|bf16|f16|auto`, `--model-zoo DIR`, `--model-base DIR`, `--adapter DIR`, `--mmproj FILE`, `--gemma-numerics 4.38|4.39`,
+//! Options: `--dtype f32|bf16|f16|int8|auto`, `--model-zoo DIR`, `--model-base DIR`, `--adapter DIR`, `--mmproj FILE`, `--gemma-numerics 4.38|4.39`,
 //! `--greedy N` (tokens that follow the text prompt, as `text.greedy`), `--pictures N` (looks at no more pictures, and leaves out the
 //! prompts that need them).
 
@@ -47,10 +47,11 @@ fn main() -> Result<(), Box<dyn Error>> {
                     "f32" => Precision::F32,
                     "bf16" => Precision::Bf16,
                     "f16" => Precision::F16,
+                    "int8" => Precision::Int8,
                     "auto" => Precision::Auto,
                     _ => {
                         return Err(
-                            format!("--dtype {value}: expected f32, bf16, f16 or auto").into()
+                            format!("--dtype {value}: expected f32, bf16, f16, int8 or auto").into()
                         );
                     }
                 }

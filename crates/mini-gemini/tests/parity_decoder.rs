@@ -185,16 +185,20 @@ fn gemma_numerics_switch() {
     }
 }
 
-/// Weights held in 16 bits change the logits a little: by rounding, not by more. The files hold bf16 values, of which f16 loses the
+/// Weights held in 16 or 8 bits change the logits a little: by rounding, not by more. The files hold bf16 values, of which f16 loses the
 /// smallest, and products of bf16 are of bf16 values.
 #[test]
-fn half_precision_weights_stay_close() {
+fn weights_of_fewer_bits_stay_close() {
     for (family, precision, allowed) in [
         ("gemma", mini_gemini::Precision::Bf16, 5e-2),
         ("llama", mini_gemini::Precision::Bf16, 5e-2),
         ("qwen2", mini_gemini::Precision::Bf16, 5e-2),
         ("gemma", mini_gemini::Precision::F16, 1e-3),
         ("llama", mini_gemini::Precision::F16, 1e-3),
+        ("gemma", mini_gemini::Precision::Int8, 0.15),
+        ("llama", mini_gemini::Precision::Int8, 0.15),
+        ("qwen2", mini_gemini::Precision::Int8, 0.15),
+        ("mixtral", mini_gemini::Precision::Int8, 0.15),
     ] {
         let source = mini_gemini::ModelSource::Path(fixture(family));
         let options = mini_gemini::LoadOptions {
