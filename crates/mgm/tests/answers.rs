@@ -179,7 +179,7 @@ fn threads_and_types_do_not_change_the_answer_much() {
         .ok()
     };
     assert_eq!(ask(&["--threads", "1"]), ask(&["--threads", "2"]));
-    for dtype in ["bf16", "f16"] {
+    for dtype in ["bf16", "f16", "int8"] {
         let answer = ask(&["--dtype", dtype, "--device", "cpu"]);
         assert!(!answer.trim().is_empty(), "{dtype}");
     }

@@ -45,7 +45,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
     }
     let [model, inputs, out] = positional.as_slice() else {
-        return Err("usage: language MODEL INPUTS OUT [--dtype f32|bf16|int8|auto] [--greedy N]".into());
+        return Err(
+            "usage: language MODEL INPUTS OUT [--dtype f32|bf16|int8|auto] [--greedy N]".into(),
+        );
     };
     let model = MiniGemini::load(&ModelSource::parse(model), &options)?;
     let inputs = candle_core::safetensors::load(inputs, &Device::Cpu)?;

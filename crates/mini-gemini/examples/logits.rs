@@ -50,9 +50,10 @@ fn main() -> Result<(), Box<dyn Error>> {
                     "int8" => Precision::Int8,
                     "auto" => Precision::Auto,
                     _ => {
-                        return Err(
-                            format!("--dtype {value}: expected f32, bf16, f16, int8 or auto").into()
-                        );
+                        return Err(format!(
+                            "--dtype {value}: expected f32, bf16, f16, int8 or auto"
+                        )
+                        .into());
                     }
                 }
             }

@@ -12,6 +12,8 @@ mod dot;
 #[cfg(target_arch = "x86_64")]
 mod dot_x86;
 mod gemm;
+#[cfg(target_arch = "x86_64")]
+mod interleave_avx512;
 mod interleaved;
 mod k_quants;
 mod quantize;

@@ -87,14 +87,9 @@ unsafe fn half_chunk<S: Source>(
         for (index, block) in blocks.clone().zip(&mut unpacked) {
             *block = source.block(index);
             let offsets = offsets(block);
-            let parts: &[Range<usize>] = if S::Form::HALVES {
-                &[0..4, 4..8]
-            } else {
-                &[0..8]
-            };
-            for (part, codes) in parts.iter().enumerate() {
+            let vectors = if S::Form::HALVES { 4 } else { 8 };
+            for (part, codes) in block.codes.chunks(vectors).enumerate() {
                 // The values rise or fall with the codes, so that the largest is at one of their ends.
-                let codes = &block.codes[codes.clone()];
                 let (mut most, mut least) = (codes[0], codes[0]);
                 for &code in &codes[1..] {
                     most = _mm512_max_epu8(most, code);

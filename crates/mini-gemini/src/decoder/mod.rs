@@ -152,12 +152,9 @@ impl Decoder {
         // fifth of a small model's memory, which the towers can have until then.
         let head = match config.tied_head {
             true => None,
-            false => Some(weights.linear(
-                "lm_head",
-                config.hidden_size,
-                config.vocab_size,
-                Bias::No,
-            )?),
+            false => {
+                Some(weights.linear("lm_head", config.hidden_size, config.vocab_size, Bias::No)?)
+            }
         };
         let rope = RopeTable::new(config.head_dim, config.rope_theta, FIRST_POSITIONS);
         Ok(Self {
