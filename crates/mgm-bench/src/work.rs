@@ -125,6 +125,33 @@ impl<'a> Counter<'a> {
         work
     }
 
+    /// What a product with `weight` and everything around it that rounds as it does is computed in: bf16 where there are bf16 products.
+    fn beside(&self, weight: &Work) -> Operands {
+        match weight.f32 == 0.0 && level::has_fast_bf16() {
+            true => Operands::Bf16,
+            false => Operands::F32,
+        }
+    }
+
+    /// A convolution by patches, used at `positions` places: in bf16 beside matrices of 8 bits.
+    fn patch_convolution(&self, name: &str, positions: f64) -> Work {
+        let mut work = self.matrix(name, positions);
+        if self.precision == Precision::Int8 {
+            let operations = work.int8;
+            let elements = operations / (2.0 * positions).max(1.0);
+            work = Work {
+                bytes: 2.0 * elements,
+                ..Work::default()
+            };
+            let operands = match level::has_fast_bf16() {
+                true => Operands::Bf16,
+                false => Operands::F32,
+            };
+            work.multiply(operands, operations);
+        }
+        work
+    }
+
     /// A tensor that is kept as f32 whatever its type, used at `positions` places.
     fn convolution(&self, name: &str, positions: f64) -> Work {
         let elements = self
@@ -182,7 +209,9 @@ impl<'a> Counter<'a> {
             for name in names.into_iter().chain(["mlp.fc1", "mlp.fc2"]) {
                 work = work.and(self.matrix(&format!("{blocks}.{layer}.{name}"), tokens * views));
             }
-            work.f32 += views * 4.0 * tokens * tokens * tower.width as f64;
+            let matrix = self.matrix(&format!("{blocks}.{layer}.{}", names[0]), 1.0);
+            let attention = views * 4.0 * tokens * tokens * tower.width as f64;
+            work.multiply(self.beside(&matrix), attention);
         }
         work
     }
@@ -203,13 +232,13 @@ impl<'a> Counter<'a> {
     fn convnext(&self, tower: &HighResShape) -> Work {
         let root = "model.vision_tower_aux";
         let mut side = self.picture_side() / 4.0;
-        let mut work = self.convolution(&format!("{root}.vision_stem.0"), side * side);
+        let mut work = self.patch_convolution(&format!("{root}.vision_stem.0"), side * side);
         for (stage, depth) in tower.blocks.iter().enumerate() {
             let stage_name = format!("{root}.vision_stages.{stage}");
             if stage > 0 {
                 side /= 2.0;
                 let downsample = format!("{stage_name}.downsample.1");
-                work = work.and(self.convolution(&downsample, side * side));
+                work = work.and(self.patch_convolution(&downsample, side * side));
             }
             for block in 0..*depth {
                 let block = format!("{stage_name}.blocks.{block}");

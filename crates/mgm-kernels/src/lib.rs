@@ -1,6 +1,6 @@
 //! CPU kernels with run-time instruction-set dispatch.
 //!
-//! All activations are `f32`, row-major. Weights are `f32`, `bf16` or GGML quantised blocks. Every kernel has a portable
+//! All activations are `f32`, row-major. Weights are `f32`, `bf16`, `f16`, GGML quantised blocks or int8. Every kernel has a portable
 //! implementation; on x86-64 faster ones are chosen once per process from what the processor reports.
 //!
 //! # Choosing the instruction set

@@ -48,21 +48,7 @@ pub fn relu6(x: &Tensor) -> Result<Tensor> {
     activation(x, Activation::Relu6)
 }
 
-/// `silu(gate)·up`, the gated MLP of Llama.
-pub fn gated_silu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
-    gated(gate, up, Activation::Silu)
-}
-
-/// `gelu_tanh(gate)·up`, the gated MLP of Gemma.
-pub fn gated_gelu_tanh(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
-    gated(gate, up, Activation::GeluTanh)
-}
-
-/// `gelu_erf(gate)·up`.
-pub fn gated_gelu_erf(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
-    gated(gate, up, Activation::GeluErf)
-}
-
+/// `f(gate)·up`.
 pub(super) fn gated(gate: &Tensor, up: &Tensor, kind: Activation) -> Result<Tensor> {
     if gate.shape() != up.shape() {
         candle_core::bail!(

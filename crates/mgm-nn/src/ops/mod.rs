@@ -24,10 +24,7 @@ mod paged;
 mod region;
 mod rope;
 
-pub use activation::{
-    activation, gated_gelu_erf, gated_gelu_tanh, gated_silu, gelu_erf, gelu_tanh, quick_gelu,
-    relu6, silu,
-};
+pub use activation::{activation, gelu_erf, gelu_tanh, quick_gelu, relu6, silu};
 pub use attention::{AttentionSpec, attention, cached_attention};
 pub use bilinear::bilinear;
 pub use checkpoint::{GradientSink, checkpoint};

@@ -540,6 +540,7 @@ fn quantised_files_are_used_in_place_or_unpacked() {
     quant::dequantize(QuantType::Q8_0, &blocks, &mut dequantised);
     for (storage, kind) in [
         (WeightStorage::AsStored, "quantised"),
+        (WeightStorage::Int8, "int8"),
         (WeightStorage::Bf16, "packed"),
         (WeightStorage::F32, "packed"),
     ] {
@@ -866,6 +867,47 @@ fn blocks_made_while_loading_are_those_of_the_quantiser() {
         values(&odd.weight().unwrap()),
         values(&layer(WeightStorage::Bf16, 33).weight().unwrap())
     );
+}
+
+#[test]
+fn eight_bits_are_for_floats_and_blocks_of_eight() {
+    for (element_type, kind) in [
+        (ElementType::F32, "int8"),
+        (ElementType::Bf16, "int8"),
+        (ElementType::Quantised(QuantType::Q8_0), "int8"),
+        (ElementType::Quantised(QuantType::Q4_0), "quantised"),
+        (ElementType::Quantised(QuantType::Q6K), "quantised"),
+    ] {
+        let mut tensors = RandomTensors::new(1);
+        let values_of = RandomValues::Uniform(0.1);
+        tensors
+            .add("fc.weight", [48, 512], element_type.clone(), values_of)
+            .unwrap();
+        let source = WeightSource::from_random(tensors).with_policy(WeightPolicy {
+            storage: WeightStorage::Int8,
+            ..WeightPolicy::default()
+        });
+        let linear = source.linear("fc", 512, 48, Bias::No).unwrap();
+        assert!(format!("{linear:?}").contains(kind), "{linear:?}");
+        let dense = source.tensor("fc.weight", [48, 512]).unwrap();
+        // Few rows and many.
+        for rows in [3, 100] {
+            let x = tensor(&[rows, 512], 2);
+            let found = values(&linear.forward(&x).unwrap());
+            let expected = values(&x.matmul(&dense.t().unwrap()).unwrap());
+            let square = |v: &mut dyn Iterator<Item = f32>| v.map(|v| v * v).sum::<f32>();
+            let error = square(&mut found.iter().zip(&expected).map(|(a, b)| a - b));
+            let far = (error / square(&mut expected.iter().copied())).sqrt();
+            assert!(far < 0.02, "{element_type} {rows} rows: {far}");
+        }
+        // Its transpose, for gradients, has the values that the products have.
+        let grad = tensor(&[2, 48], 3);
+        let found = values(&linear.forward_transposed(&grad).unwrap());
+        let held = linear.weight().unwrap();
+        let expected = values(&grad.matmul(&held).unwrap());
+        let close = |(a, b): (&f32, &f32)| (a - b).abs() < 0.02;
+        assert!(found.iter().zip(&expected).all(close), "{element_type}");
+    }
 }
 
 #[test]

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-use candle_core::Tensor;
-use mgm_kernels::gemm::{PackedWeight, WeightType};
+use candle_core::{Tensor, Var};
+use mgm_kernels::gemm::{Activation, PackedWeight, WeightType};
+use mgm_kernels::int8::Int8Weight;
 use mgm_kernels::quant::{self, Bytes, QuantType, QuantWeight};
 
 use super::super::*;
@@ -248,4 +249,37 @@ fn the_fused_perceptron_is_its_layers() {
         error.contains("gamma has shape [23], expected [24]"),
         "{error}"
     );
+}
+
+#[test]
+fn a_gated_mlp_is_its_layers_in_every_storage() {
+    let int8 = |n: usize, k: usize, seed| {
+        let (_, values) = dense(n, k, seed);
+        FrozenWeight::int8(Int8Weight::pack(n, k, &values))
+    };
+    let packed = |n: usize, k: usize, seed| {
+        let (_, values) = dense(n, k, seed);
+        FrozenWeight::pack(n, k, &values, WeightType::F32)
+    };
+    type Make<'a> = &'a dyn Fn(usize, usize, u64) -> Arc<FrozenWeight>;
+    for make in [&int8 as Make, &packed as Make] {
+        let layer = |n, k, seed| Linear::frozen(make(n, k, seed), None).unwrap();
+        let (gate, up) = (layer(300, 40, 1), layer(300, 40, 2));
+        let down = layer(24, 300, 3);
+        let x = random(&[2, 3, 40], 4);
+        let run = |x: &Tensor| gated_mlp(x, &gate, &up, &down, Activation::Silu).unwrap();
+        let inner = (silu(&gate.forward(&x).unwrap()).unwrap() * up.forward(&x).unwrap()).unwrap();
+        assert_close("gated MLP", &run(&x), &down.forward(&inner).unwrap(), 1e-6);
+        // On the tape it is its layers, with a gradient.
+        let variable = Var::from_tensor(&x).unwrap();
+        let found = run(variable.as_tensor());
+        assert_close("on the tape", &found, &run(&x), 1e-6);
+        let gradients = found.sum_all().unwrap().backward().unwrap();
+        assert!(gradients.get(variable.as_tensor()).is_some());
+    }
+    let narrow = Linear::frozen(int8(24, 299, 5), None).unwrap();
+    let layer = |seed| Linear::frozen(int8(300, 40, seed), None).unwrap();
+    let x = random(&[1, 40], 6);
+    let refused = gated_mlp(&x, &layer(1), &layer(2), &narrow, Activation::Silu);
+    assert!(refused.unwrap_err().to_string().contains("[24, 299]"));
 }

@@ -263,17 +263,11 @@ fn activations_have_the_right_gradients() {
         (random(&[5, 1700], 31) * 4.0).unwrap(),
         random(&[5, 1700], 32),
     ];
-    type Gated = fn(&Tensor, &Tensor) -> Result<Tensor>;
-    let kinds: [(Gated, Activation); 3] = [
-        (gated_silu, Silu),
-        (gated_gelu_tanh, GeluTanh),
-        (gated_gelu_erf, GeluErf),
-    ];
-    for (gated, kind) in kinds {
+    for kind in [Silu, GeluTanh, GeluErf] {
         let reference = |t: &[Tensor]| activation::composed(&t[0], kind)? * &t[1];
         check(
             &format!("gated {kind:?}"),
-            &|t| gated(&t[0], &t[1]),
+            &|t| activation::gated(&t[0], &t[1], kind),
             &reference,
             &pair,
         );
