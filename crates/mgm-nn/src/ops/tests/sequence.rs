@@ -1,6 +1,6 @@
 //! Norms, positions, attention, activations, losses and checkpoints.
 
-use candle_core::{DType, Device, Result, Tensor, Var};
+use candle_core::{DType, Device, Tensor, Var};
 use mgm_kernels::gemm::Activation;
 
 use super::super::*;
