@@ -29,7 +29,7 @@ impl LayerNorm {
 /// Attention rounds as the products with the weights around it do.
 pub(crate) fn attention_precision(weights: &WeightSource) -> AttentionPrecision {
     match weights.policy().storage {
-        WeightStorage::Bf16 | WeightStorage::Q8_0 => AttentionPrecision::Bf16,
+        WeightStorage::Bf16 | WeightStorage::Q8_0 | WeightStorage::Int8 => AttentionPrecision::Bf16,
         _ => AttentionPrecision::Full,
     }
 }

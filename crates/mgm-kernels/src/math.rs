@@ -11,19 +11,18 @@ pub(crate) fn multiply_add<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
     if FMA { a.mul_add(b, c) } else { a * b + c }
 }
 
-/// `eˣ`; 0 below -87.3, infinity above 88.7. Relative error below 2e-7 in between.
+/// `eˣ = p · 2ⁿ` for `-87.33 <= x <= 88.72`, as `(p, n)`.
 ///
 /// Range reduction to `|r| <= ln(2)/2` with ln 2 split in two parts (Cody and Waite), then a polynomial of degree 6.
 #[inline(always)]
-pub(crate) fn exp<const FMA: bool>(x: f32) -> f32 {
+fn exp_parts<const FMA: bool>(x: f32) -> (f32, i32) {
     const LN2_HIGH: f32 = 0.693_359_4;
     const LN2_LOW: f32 = -2.121_944_4e-4;
     // Adding 1.5·2²³ rounds to the nearest integer, which then sits in the low mantissa bits.
     const ROUND: f32 = 12_582_912.0;
-    let clamped = x.clamp(-87.33, 88.72);
-    let shifted = multiply_add::<FMA>(clamped, std::f32::consts::LOG2_E, ROUND);
+    let shifted = multiply_add::<FMA>(x, std::f32::consts::LOG2_E, ROUND);
     let whole = shifted - ROUND;
-    let r = multiply_add::<FMA>(whole, -LN2_HIGH, clamped);
+    let r = multiply_add::<FMA>(whole, -LN2_HIGH, x);
     let r = multiply_add::<FMA>(whole, -LN2_LOW, r);
     let mut p = 1.398_199_9e-3;
     p = multiply_add::<FMA>(p, r, 8.333_452e-3);
@@ -32,8 +31,14 @@ pub(crate) fn exp<const FMA: bool>(x: f32) -> f32 {
     p = multiply_add::<FMA>(p, r, 0.5);
     p = multiply_add::<FMA>(p, r, 1.0);
     p = multiply_add::<FMA>(p, r, 1.0);
-    // 2^whole in two factors: `whole` reaches 128, which one exponent field cannot hold.
-    let n = shifted.to_bits() as i32 - ROUND.to_bits() as i32;
+    (p, shifted.to_bits() as i32 - ROUND.to_bits() as i32)
+}
+
+/// `eˣ`; 0 below -87.3, infinity above 88.7. Relative error below 2e-7 in between.
+#[inline(always)]
+pub(crate) fn exp<const FMA: bool>(x: f32) -> f32 {
+    let (p, n) = exp_parts::<FMA>(x.clamp(-87.33, 88.72));
+    // 2ⁿ in two factors: `n` reaches 128, which one exponent field cannot hold.
     let half = n >> 1;
     let first = f32::from_bits(((half + 127) << 23) as u32);
     let second = f32::from_bits(((n - half + 127) << 23) as u32);
@@ -63,22 +68,8 @@ pub(crate) fn tanh<const FMA: bool>(x: f32) -> f32 {
 /// `eˣ` for `-87.33 <= x <= 88`, in fewer steps than [`exp`]; anything for another `x` but NaN, which passes through.
 #[inline(always)]
 fn exp_within<const FMA: bool>(x: f32) -> f32 {
-    const LN2_HIGH: f32 = 0.693_359_4;
-    const LN2_LOW: f32 = -2.121_944_4e-4;
-    const ROUND: f32 = 12_582_912.0;
-    let shifted = multiply_add::<FMA>(x, std::f32::consts::LOG2_E, ROUND);
-    let whole = shifted - ROUND;
-    let r = multiply_add::<FMA>(whole, -LN2_HIGH, x);
-    let r = multiply_add::<FMA>(whole, -LN2_LOW, r);
-    let mut p = 1.398_199_9e-3;
-    p = multiply_add::<FMA>(p, r, 8.333_452e-3);
-    p = multiply_add::<FMA>(p, r, 4.166_579_6e-2);
-    p = multiply_add::<FMA>(p, r, 1.666_666_5e-1);
-    p = multiply_add::<FMA>(p, r, 0.5);
-    p = multiply_add::<FMA>(p, r, 1.0);
-    p = multiply_add::<FMA>(p, r, 1.0);
-    // The exponent field is that of a normal number: -126 <= whole <= 127.
-    let n = shifted.to_bits() as i32 - ROUND.to_bits() as i32;
+    let (p, n) = exp_parts::<FMA>(x);
+    // The exponent field is that of a normal number: -126 <= n <= 127.
     p * f32::from_bits(((n + 127) << 23) as u32)
 }
 

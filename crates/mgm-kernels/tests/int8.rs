@@ -233,3 +233,29 @@ fn a_gated_perceptron_is_its_three_products() {
         assert!(found == gated(m, &x, [inner, n], weights, Activation::Silu));
     }
 }
+
+/// Values that cannot be rounded spoil their own row alone, and nothing panics (overflow is checked in debug builds).
+#[test]
+fn rows_that_are_no_numbers_spoil_no_other() {
+    let (n, k) = (40, 300);
+    let w = Int8Weight::pack(n, k, &random(19, n * k));
+    let clean = random(20, 2 * k);
+    for level in available() {
+        let mut expected = vec![0.0; 2 * n];
+        int8_gemm_at(level, 2, &clean, &w, &mut expected, &Epilogue::default());
+        for (name, bad) in [
+            ("nan", f32::NAN),
+            ("infinity", f32::INFINITY),
+            ("tiny", 1e-42),
+        ] {
+            let x = [&clean[..k], &vec![bad; k], &clean[k..]].concat();
+            let mut found = vec![0.0; 3 * n];
+            int8_gemm_at(level, 3, &x, &w, &mut found, &Epilogue::default());
+            assert!(found[..n] == expected[..n], "{level:?} {name}");
+            assert!(found[2 * n..] == expected[n..], "{level:?} {name}");
+            if name == "tiny" {
+                assert!(found[n..2 * n].iter().all(|v| v.abs() < 1e-30), "{level:?}");
+            }
+        }
+    }
+}

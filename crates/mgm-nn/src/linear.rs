@@ -247,7 +247,7 @@ impl Linear {
     }
 
     /// In what precision attention goes with this layer: what its products round to bf16 or 8 bits need not be multiplied in `f32` afterwards.
-    pub fn precision(&self) -> AttentionPrecision {
+    pub fn attention_precision(&self) -> AttentionPrecision {
         match &self.matrix {
             Matrix::Frozen(weight) if weight.rounds_rows() => AttentionPrecision::Bf16,
             _ => AttentionPrecision::Full,

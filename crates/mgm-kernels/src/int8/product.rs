@@ -239,6 +239,7 @@ fn panel_tile(
     let start = rows.start(blocks.start);
     if source.features().1 == 0 {
         tile.fill([0.0; COLUMNS]);
+        return;
     }
     source.chunks(panel, |chunk, features, bytes| {
         for block in blocks.clone() {

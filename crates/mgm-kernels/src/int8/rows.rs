@@ -188,7 +188,7 @@ fn quantize_part(
         let (scale, sum) = quantize_chunk_at(level, &x[features.clone()], &mut row);
         *head = Head {
             scale,
-            start: -i32::from(ZERO) * sum,
+            start: (-i32::from(ZERO)).wrapping_mul(sum),
         };
         let steps = codes.as_chunks_mut::<4>().0.chunks_exact_mut(rows);
         for (step, word) in steps.zip(row.as_chunks::<4>().0) {
@@ -212,17 +212,25 @@ fn quantize_chunk<const FMA: bool>(x: &[f32], codes: &mut [i8]) -> (f32, i32) {
     }
     let largest = lanes.iter().copied().fold(0.0f32, f32::max);
     let largest = rest.iter().fold(largest, |most, x| most.max(x.abs()));
-    let inverse = if largest > 0.0 { 127.0 / largest } else { 0.0 };
+    // Of smaller values the inverse would be infinite.
+    let inverse = if largest > 1e-36 {
+        127.0 / largest
+    } else {
+        0.0
+    };
     let mut sums = [0i32; LANES];
     let (code_chunks, code_rest) = codes.as_chunks_mut::<LANES>();
     for (x, codes) in whole.iter().zip(code_chunks.iter_mut()) {
         for ((x, code), sum) in x.iter().zip(codes).zip(&mut sums) {
             let rounded = (x * inverse + ROUND).to_bits() as i32 - ROUND.to_bits() as i32;
             *code = rounded as i8;
-            *sum += rounded;
+            // What is not a number may have any code, but must not overflow.
+            *sum = sum.wrapping_add(rounded);
         }
     }
-    let mut total: i32 = sums.iter().sum();
+    let mut total = sums
+        .iter()
+        .fold(0i32, |total, &sum| total.wrapping_add(sum));
     let tail = match code_chunks.get_mut(whole.len()) {
         Some(tail) => &mut tail[..],
         None => code_rest,
@@ -230,7 +238,7 @@ fn quantize_chunk<const FMA: bool>(x: &[f32], codes: &mut [i8]) -> (f32, i32) {
     for (x, code) in rest.iter().zip(tail) {
         let rounded = (x * inverse + ROUND).to_bits() as i32 - ROUND.to_bits() as i32;
         *code = rounded as i8;
-        total += rounded;
+        total = total.wrapping_add(rounded);
     }
     (largest / 127.0, total)
 }

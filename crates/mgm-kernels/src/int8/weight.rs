@@ -62,12 +62,12 @@ impl Int8Weight {
     /// Builds a weight row by row, without a row-major copy of it; `row(j, out)` writes the `k` values of output feature `j`. Runs in
     /// parallel, in any order.
     pub fn pack_rows(n: usize, k: usize, row: impl Fn(usize, &mut [f32]) + Sync) -> Self {
+        let bytes = n.div_ceil(COLUMNS) * panel_bytes(k);
         let mut weight = Self {
             n,
             k,
-            data: Aligned::lasting(n.div_ceil(COLUMNS) * panel_bytes(k)),
+            data: Aligned::lasting(bytes),
         };
-        let bytes = n.div_ceil(COLUMNS) * panel_bytes(k);
         if bytes == 0 {
             return weight;
         }

@@ -399,7 +399,10 @@ impl QuantWeight {
         #[cfg(target_arch = "x86_64")]
         {
             use crate::int8::{CHUNK, COLUMNS, chunk_bytes};
-            assert!(level::available().contains(&Level::Avx512) && panel * COLUMNS < self.n);
+            assert!(
+                level::clamp(Level::Avx512) == Level::Avx512 && panel * COLUMNS < self.n,
+                "int8 panels: no AVX-512, or no panel {panel}"
+            );
             let row_bytes = self.row_bytes();
             let first = panel * COLUMNS;
             let rows = COLUMNS.min(self.n - first);

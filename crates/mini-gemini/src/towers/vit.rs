@@ -99,9 +99,15 @@ impl Block {
         let key = split(self.key.forward(&normed)?)?;
         let value = split(self.value.forward(&normed)?)?;
         let scale = 1.0 / (head_dim as f32).sqrt();
-        let attended =
-            ops::cross_attention(&query, &key, &value, views, scale, self.query.precision())?
-                .reshape((rows, width))?;
+        let attended = ops::cross_attention(
+            &query,
+            &key,
+            &value,
+            views,
+            scale,
+            self.query.attention_precision(),
+        )?
+        .reshape((rows, width))?;
         let attended = scaled(self.output.forward(&attended)?, self.scale1.as_ref())?;
         let hidden = (input + attended)?;
         let norm = NormSpec {
