@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use candle_core::Tensor;
 use mgm_image::{Limits, PreparedImage, RgbImage};
 use mini_gemini::decoder::{Context, Decoder, KvCache};
 use mini_gemini::{TowerFeatures, Vision};
@@ -18,7 +19,7 @@ use crate::timing::{Spread, measure, timed};
 use crate::work::{Counter, Work};
 
 /// Rows that go through the decoder at once, as in a conversation.
-const PREFILL_ROWS: usize = 512;
+const PREFILL_ROWS: usize = 768;
 
 /// The picture that is looked at unless another is given.
 static PICTURE: &[u8] = include_bytes!("../../../examples/coffee.jpg");
@@ -272,17 +273,10 @@ impl Bench<'_> {
                 let features: TowerFeatures = vision.tower_features(&prepared)?;
                 let tokens = vision.visual_tokens(&features)?;
                 let mut cache = decoder.new_cache();
-                let mut start = 0;
-                while start < visual {
-                    let rows = PREFILL_ROWS.min(visual - start);
-                    let block = tokens
-                        .narrow(0, start, rows)
-                        .map_err(mini_gemini::Error::from)?;
-                    let mut caches = [(&mut cache, rows)];
-                    decoder.hidden(&block, &mut Context::Cached(&mut caches))?;
-                    start += rows;
-                }
-                read(decoder, &mut cache, &question)
+                let question = decoder.embed(&question)?;
+                let prompt =
+                    Tensor::cat(&[&tokens, &question], 0).map_err(mini_gemini::Error::from)?;
+                read_rows(decoder, &mut cache, &prompt)
             })
         })
     }
@@ -297,114 +291,23 @@ fn ids(decoder: &Decoder, count: usize) -> Vec<u32> {
 
 /// Reads ids behind what the cache holds, up to the logits after the last one.
 fn read(decoder: &Decoder, cache: &mut KvCache, ids: &[u32]) -> Result<()> {
-    for (index, block) in ids.chunks(PREFILL_ROWS).enumerate() {
-        let embedded = decoder.embed(block)?;
-        let mut caches = [(&mut *cache, block.len())];
-        let hidden = decoder.hidden(&embedded, &mut Context::Cached(&mut caches))?;
-        if (index + 1) * PREFILL_ROWS >= ids.len() {
-            let last = hidden
-                .narrow(0, block.len() - 1, 1)
-                .map_err(mini_gemini::Error::from)?;
+    read_rows(decoder, cache, &decoder.embed(ids)?)
+}
+
+/// Reads embeddings behind what the cache holds, as a conversation does: up to the logits after the last one.
+fn read_rows(decoder: &Decoder, cache: &mut KvCache, embeddings: &Tensor) -> Result<()> {
+    let rows = embeddings.dim(0).map_err(mini_gemini::Error::from)?;
+    for start in (0..rows).step_by(PREFILL_ROWS) {
+        let end = rows.min(start + PREFILL_ROWS);
+        let block = embeddings
+            .narrow(0, start, end - start)
+            .map_err(mini_gemini::Error::from)?;
+        let mut caches = [(&mut *cache, end - start)];
+        let wanted = usize::from(end == rows);
+        let last = decoder.hidden_tails(&block, &mut caches, &[wanted])?;
+        if wanted > 0 {
             decoder.logits(&last)?;
         }
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use mini_gemini::{LoadOptions, ModelSource};
-
-    fn built_in() -> Subject {
-        Subject::Model {
-            source: ModelSource::BuiltIn,
-            options: LoadOptions::default(),
-        }
-    }
-
-    fn few(stages: &[Stage]) -> Options {
-        Options {
-            stages: stages.to_vec(),
-            prefill: vec![8],
-            context: vec![4, 6],
-            batch: vec![1, 2],
-            question: 3,
-            runs: 1,
-            gate: None,
-            picture: None,
-        }
-    }
-
-    #[test]
-    fn every_stage_of_the_built_in_model_is_measured() {
-        let mut done = 0;
-        let stop = AtomicBool::new(false);
-        let report = run(
-            &built_in(),
-            &few(&Stage::ALL),
-            &mut |progress| done += usize::from(matches!(progress, Progress::Done(_))),
-            &stop,
-        )
-        .unwrap();
-        let names: Vec<&str> = report.cells.iter().map(|cell| cell.name.as_str()).collect();
-        assert_eq!(
-            names,
-            [
-                "decode picture 600×400",
-                "preprocess 600×400",
-                "low-res tower 112",
-                "high-res tower 256",
-                "mining + projector",
-                "prefill 8",
-                "decode after 4",
-                "decode 2 after 4",
-                "decode after 6",
-                "first token: picture + 3",
-            ]
-        );
-        assert_eq!(done, names.len());
-        for cell in &report.cells {
-            assert!(cell.time.min > 0.0, "{cell:?}");
-            // Nothing is faster than the floor, or the floor is none.
-            assert!(
-                cell.over_floor().is_none_or(|ratio| ratio > 1.0),
-                "{cell:?}"
-            );
-        }
-        assert_eq!(report.cells[7].tokens, Some(2));
-        assert!(!report.interrupted && report.peak_memory.is_none_or(|peak| peak > 0));
-    }
-
-    #[test]
-    fn a_stop_ends_it_and_keeps_what_there_is() {
-        let stop = AtomicBool::new(false);
-        let mut first = None;
-        let report = run(
-            &built_in(),
-            &few(&[Stage::Preprocess, Stage::Prefill, Stage::Decode]),
-            &mut |progress| {
-                if let Progress::Done(cell) = progress {
-                    first.get_or_insert_with(|| cell.name.clone());
-                    stop.store(true, Ordering::SeqCst);
-                }
-            },
-            &stop,
-        )
-        .unwrap();
-        assert!(report.interrupted);
-        assert_eq!(report.cells.len(), 1);
-        assert_eq!(first.as_deref(), Some("preprocess 600×400"));
-    }
-
-    #[test]
-    fn lengths_beyond_the_model_are_refused() {
-        let mut options = few(&[Stage::Decode]);
-        options.context = vec![8192];
-        let error = run(&built_in(), &options, &mut |_| {}, &AtomicBool::new(false)).unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "a context of 8192 tokens: the model has 8192 positions"
-        );
-    }
 }

@@ -318,14 +318,24 @@ impl<'a> Counter<'a> {
     }
 
     /// The language model on `tokens` tokens of `sequences` sequences each, behind `context` tokens that their caches hold, and the output
-    /// head on the last of every sequence.
+    /// head on the last of every sequence. The last layer needs keys and values of all tokens, everything else of the last tokens only.
     pub(crate) fn language(&self, context: usize, tokens: usize, sequences: usize) -> Work {
         let sizes = self.model.sizes();
         let rows = (tokens * sequences) as f64;
         let mut work = Work::default();
+        let all_rows = rows;
         for layer in 0..sizes.layers {
+            let rows = match layer + 1 == sizes.layers {
+                true => sequences as f64,
+                false => all_rows,
+            };
             let name = format!("model.layers.{layer}");
-            for part in ["q_proj", "k_proj", "v_proj", "o_proj"] {
+            for (part, rows) in [
+                ("q_proj", rows),
+                ("k_proj", all_rows),
+                ("v_proj", all_rows),
+                ("o_proj", rows),
+            ] {
                 work = work.and(self.matrix(&format!("{name}.self_attn.{part}"), rows));
             }
             match sizes.experts {
@@ -359,10 +369,12 @@ impl<'a> Counter<'a> {
         work = work.and(self.matrix(head, sequences as f64));
         // Position `p` of a sequence attends to `context + p + 1` positions.
         let (context, tokens) = (context as f64, tokens as f64);
-        let attended = tokens * context + tokens * (tokens + 1.0) / 2.0;
+        let of_all = tokens * context + tokens * (tokens + 1.0) / 2.0;
+        let of_last = context + tokens;
         let layers = sizes.layers as f64;
+        let attended = (layers - 1.0) * of_all + of_last;
         let query_width = (sizes.heads * sizes.head_dim) as f64;
-        work.f32 += 4.0 * query_width * layers * attended * sequences as f64;
+        work.f32 += 4.0 * query_width * attended * sequences as f64;
         let key_width = (sizes.kv_heads * sizes.head_dim) as f64;
         work.bytes += 2.0 * F32 * key_width * layers * context * sequences as f64;
         work
@@ -445,7 +457,10 @@ mod tests {
         let one_by_one = (0..10).fold(Work::default(), |work, context| {
             work.and(counter.language(context, 1, 1))
         });
-        let difference = (at_once.f32 - one_by_one.f32).abs();
+        // But for the last layer, one of 30, where only the last token attends.
+        let last = counter.language(9, 1, 1);
+        let expected = (29.0 * one_by_one.f32 + last.f32) / 30.0;
+        let difference = (at_once.f32 - expected).abs();
         assert!(
             difference < 1e-6 * at_once.f32,
             "{at_once:?} {one_by_one:?}"

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use mgm_image::{Limits, RgbImage};
 use mgm_text::{IMAGE_TOKEN, Message};
-use mini_gemini::decoder::{Context, KvCache};
+use mini_gemini::decoder::KvCache;
 use mini_gemini::{Error, MiniGemini, TowerFeatures, greedy};
 
 use crate::error::{EvalError, HintError};
@@ -180,11 +180,8 @@ impl<'model> ModelAnswerer<'model> {
                 return Ok(None);
             }
             let mut caches = [(&mut self.cache, unread.len())];
-            let hidden = model
-                .decoder()
-                .hidden(&rows, &mut Context::Cached(&mut caches))?;
+            let last = model.decoder().hidden_tails(&rows, &mut caches, &[1])?;
             self.cached.append(&mut unread);
-            let last = hidden.narrow(0, hidden.dim(0)? - 1, 1)?;
             let id = greedy(&model.decoder().logits(&last)?.flatten_all()?.to_vec1()?);
             if model.stop_ids().contains(&id) || self.cached.len() + 1 >= limit {
                 break;

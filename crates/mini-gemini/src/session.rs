@@ -14,7 +14,7 @@ use crate::sampling::{GenerateOptions, Overlong, Sampler};
 use crate::slots::{Read, Slot};
 
 /// Rows prefilled at once; bounds activation memory and lets a long prompt be interrupted.
-const PREFILL_ROWS: usize = 512;
+const PREFILL_ROWS: usize = 768;
 
 /// What happens while an answer is made.
 #[derive(Debug)]

@@ -7,7 +7,7 @@ use candle_core::Tensor;
 use mgm_image::PreparedImage;
 use mgm_text::Prompt;
 
-use crate::decoder::{Context, KvCache};
+use crate::decoder::KvCache;
 use crate::error::{Error, Result};
 use crate::model::MiniGemini;
 use crate::pictures::PictureKey;
@@ -159,32 +159,28 @@ impl MiniGemini {
         pictures: &dyn Fn(PictureKey) -> Option<VisualTokens>,
     ) -> Result<Vec<Vec<f32>>> {
         let mut parts = Vec::new();
-        let mut wanted = Vec::new();
-        let mut row = 0;
         for read in reads.iter() {
             self.embed_slots(read.slots, pictures, &mut parts)?;
-            row += read.slots.len();
-            wanted.extend(row - read.logits.min(read.slots.len())..row);
         }
         let embeddings = match parts.len() {
             0 => return Err(nothing_to_read()),
             1 => parts.remove(0),
             _ => Tensor::cat(&parts, 0)?,
         };
+        let wanted: Vec<usize> = reads
+            .iter()
+            .map(|read| read.logits.min(read.slots.len()))
+            .collect();
         let mut caches: Vec<(&mut KvCache, usize)> = reads
             .iter_mut()
             .map(|read| (&mut *read.cache, read.slots.len()))
             .collect();
         let decoder = self.decoder();
-        let hidden = decoder.hidden(&embeddings, &mut Context::Cached(&mut caches))?;
-        if wanted.is_empty() {
-            return Ok(Vec::new());
+        let hidden = decoder.hidden_tails(&embeddings, &mut caches, &wanted)?;
+        match wanted.iter().sum() {
+            0 => Ok(Vec::new()),
+            _ => Ok(decoder.logits(&hidden)?.to_vec2()?),
         }
-        let rows = wanted
-            .iter()
-            .map(|row| hidden.narrow(0, *row, 1))
-            .collect::<Result<Vec<_>, _>>()?;
-        Ok(decoder.logits(&Tensor::cat(&rows, 0)?)?.to_vec2()?)
     }
 
     /// Appends the embeddings of `slots` to `parts`, runs of one kind in one piece.

@@ -141,6 +141,63 @@ fn cache_in_pieces_and_cut_back() {
     assert_close("last logits", &last, &reference, TOLERANCE);
 }
 
+/// The hidden states of the last rows are those of all rows, to the last bit, and what is remembered is the same.
+#[test]
+fn last_rows_alone_equal_last_rows_of_all() {
+    use mini_gemini::decoder::Context;
+    for family in ["gemma", "mixtral"] {
+        let model = load(family, &[]);
+        let decoder = model.decoder();
+        let lengths = [9, 4, 17];
+        let ids = |count: usize, seed: usize| -> Vec<u32> {
+            (0..count)
+                .map(|index| (3 + (index * 7 + seed) % 50) as u32)
+                .collect()
+        };
+        let prompt = decoder.embed(&ids(lengths.iter().sum(), 1)).unwrap();
+        let next = decoder.embed(&ids(lengths.len(), 2)).unwrap();
+        let mut whole: Vec<_> = lengths.iter().map(|_| decoder.new_cache()).collect();
+        let mut tailed: Vec<_> = lengths.iter().map(|_| decoder.new_cache()).collect();
+        let mut caches: Vec<_> = whole.iter_mut().zip(lengths).collect();
+        let all = decoder
+            .hidden(&prompt, &mut Context::Cached(&mut caches))
+            .unwrap();
+        let mut caches: Vec<_> = tailed.iter_mut().zip(lengths).collect();
+        let last = decoder
+            .hidden_tails(&prompt, &mut caches, &[2, 0, 1])
+            .unwrap();
+        let expected = candle_core::Tensor::cat(
+            &[all.narrow(0, 7, 2).unwrap(), all.narrow(0, 29, 1).unwrap()],
+            0,
+        );
+        assert_eq!(floats(&last), floats(&expected.unwrap()), "{family}");
+        let follow = |caches: &mut Vec<mini_gemini::decoder::KvCache>| {
+            let mut caches: Vec<_> = caches.iter_mut().zip([1, 1, 1]).collect();
+            floats(
+                &decoder
+                    .hidden(&next, &mut Context::Cached(&mut caches))
+                    .unwrap(),
+            )
+        };
+        assert_eq!(follow(&mut tailed), follow(&mut whole), "{family}");
+        // Rows that nothing is asked for.
+        let mut caches: Vec<_> = tailed.iter_mut().zip(lengths).collect();
+        let none = decoder
+            .hidden_tails(&prompt, &mut caches, &[0, 0, 0])
+            .unwrap();
+        assert_eq!(none.dims(), [0, decoder.config().hidden_size], "{family}");
+        let mut caches: Vec<_> = whole.iter_mut().zip(lengths).collect();
+        decoder
+            .hidden(&prompt, &mut Context::Cached(&mut caches))
+            .unwrap();
+        assert_eq!(follow(&mut tailed), follow(&mut whole), "{family}");
+        let mut caches: Vec<_> = tailed.iter_mut().zip(lengths).collect();
+        for wrong in [&[1, 1][..], &[1, 5, 1]] {
+            assert!(decoder.hidden_tails(&prompt, &mut caches, wrong).is_err());
+        }
+    }
+}
+
 /// Gemma of transformers 4.38, asked for by the configuration or by an option; the default is another function, not far from it.
 #[test]
 fn gemma_numerics_switch() {

@@ -43,7 +43,7 @@ pub(crate) use linear::lora_linear;
 pub use linear::{linear, linear_bias, linear_transposed};
 pub use mlp::{NormSpec, gated_mlp, residual_mlp};
 pub use norm::{layer_norm, layer_norm_without_affine, rms_norm};
-pub use paged::paged_attention;
+pub use paged::{PagedRows, paged_attention};
 pub use region::{CellWindow, RegionCells, region_attention, region_attention_weights};
 pub use rope::{RopeStyle, RopeTable, rope};
 

@@ -1,11 +1,11 @@
 //! Causal self-attention with rotary positions and grouped keys.
 
 use candle_core::Tensor;
-use mgm_nn::ops::{self, AttentionSpec, RopeStyle, RopeTable};
+use mgm_nn::ops::{self, AttentionSpec, PagedRows, RopeStyle, RopeTable};
 use mgm_nn::{Bias, Linear, WeightSource};
 
 use super::cache::Store;
-use super::{Context, DecoderConfig};
+use super::{Context, DecoderConfig, Rows};
 use crate::error::{Error, Result};
 
 const OTHER_CACHE: &str = "a cache of another device than the rows'";
@@ -36,75 +36,75 @@ impl Attention {
         })
     }
 
-    /// `[rows, hidden]` to `[rows, hidden]`; with caches, `layer` says which of their layers is ours.
+    /// `[rows, hidden]` to the `[tails, hidden]` that `rows` asks for; with caches, `layer` says which of their layers is ours.
     pub(super) fn forward(
         &self,
         input: &Tensor,
         layer: usize,
-        lengths: &[usize],
-        positions: &[usize],
+        rows: Rows,
         rope: &RopeTable,
         context: &mut Context,
     ) -> Result<Tensor> {
-        let (rows, _) = input.dims2()?;
-        let query = self
-            .query
-            .forward(input)?
-            .reshape((rows, self.heads, self.head_dim))?;
-        let key = self
-            .key
-            .forward(input)?
-            .reshape((rows, self.kv_heads, self.head_dim))?;
-        let value = self
-            .value
-            .forward(input)?
-            .reshape((rows, self.kv_heads, self.head_dim))?;
-        let query = ops::rope(&query, rope, positions, RopeStyle::Half)?;
-        let key = ops::rope(&key, rope, positions, RopeStyle::Half)?;
+        let heads = |layer: &Linear, input: &Tensor, heads| {
+            let rows = input.dim(0)?;
+            layer.forward(input)?.reshape((rows, heads, self.head_dim))
+        };
+        let query = heads(&self.query, &rows.tails_of(input)?, self.heads)?;
+        let key = heads(&self.key, input, self.kv_heads)?;
+        let value = heads(&self.value, input, self.kv_heads)?;
+        let query = ops::rope(&query, rope, &rows.tail_positions(), RopeStyle::Half)?;
+        let key = ops::rope(&key, rope, rows.positions, RopeStyle::Half)?;
         let scale = 1.0 / (self.head_dim as f32).sqrt();
         let attended = match context {
             Context::Sequences(_) => {
                 let spec = AttentionSpec {
                     scale,
                     causal: true,
-                    segments: lengths.to_vec(),
+                    segments: rows.lengths.to_vec(),
                 };
                 ops::attention(&query, &key, &value, &spec)?
             }
             Context::Cached(caches) if input.device().is_cpu() => {
-                let mut sequences = Vec::with_capacity(lengths.len());
-                for (cache, length) in caches.iter_mut() {
-                    match &mut cache.0 {
-                        Store::Blocks(blocks) => sequences.push((blocks, *length)),
-                        Store::Tensors(_) => return Err(Error::Input(OTHER_CACHE.into())),
-                    }
+                let mut sequences = Vec::with_capacity(caches.len());
+                for ((cache, length), tail) in caches.iter_mut().zip(rows.tails) {
+                    let Store::Blocks(cache) = &mut cache.0 else {
+                        return Err(Error::Input(OTHER_CACHE.into()));
+                    };
+                    sequences.push(PagedRows {
+                        cache,
+                        new: *length,
+                        queries: *tail,
+                    });
                 }
                 ops::paged_attention(&query, &key, &value, layer, scale, &mut sequences)?
             }
             Context::Cached(caches) => {
-                let mut parts = Vec::with_capacity(lengths.len());
-                let mut start = 0;
-                for ((cache, _), length) in caches.iter_mut().zip(lengths) {
+                let mut parts = Vec::with_capacity(caches.len());
+                let (mut start, mut first_query) = (0, 0);
+                for ((cache, length), tail) in caches.iter_mut().zip(rows.tails) {
                     let Store::Tensors(cache) = &mut cache.0 else {
                         return Err(Error::Input(OTHER_CACHE.into()));
                     };
                     let new_keys = key.narrow(0, start, *length)?;
                     let new_values = value.narrow(0, start, *length)?;
                     let (keys, values, key_len) = cache.append(layer, &new_keys, &new_values)?;
-                    let queries = query.narrow(0, start, *length)?;
-                    parts.push(ops::cached_attention(
-                        &queries, keys, values, key_len, scale,
-                    )?);
-                    start += length;
+                    let queries = query.narrow(0, first_query, *tail)?;
+                    if *tail > 0 {
+                        parts.push(ops::cached_attention(
+                            &queries, keys, values, key_len, scale,
+                        )?);
+                    }
+                    start += *length;
+                    first_query += *tail;
                 }
                 match parts.len() {
+                    0 => query.clone(),
                     1 => parts.remove(0),
                     _ => Tensor::cat(&parts, 0)?,
                 }
             }
         };
-        Ok(self
-            .output
-            .forward(&attended.reshape((rows, self.heads * self.head_dim))?)?)
+        let attended = attended.reshape((query.dim(0)?, self.heads * self.head_dim))?;
+        Ok(self.output.forward(&attended)?)
     }
 }

@@ -7,6 +7,8 @@ mod attention;
 mod cache;
 mod mlp;
 
+use std::ops::Range;
+
 use candle_core::{Device, Tensor};
 use mgm_nn::kv::{KvPool, KvShape};
 use mgm_nn::ops::{self, RopeTable};
@@ -101,6 +103,56 @@ pub enum Context<'a> {
     Sequences(&'a [usize]),
     /// Continuations: each cache receives as many new rows as stand beside it; not differentiable.
     Cached(&'a mut [(&'a mut KvCache, usize)]),
+}
+
+/// Which rows a layer reads, and for which of them it gives results.
+#[derive(Clone, Copy)]
+struct Rows<'a> {
+    /// Rows of each sequence.
+    lengths: &'a [usize],
+    /// Position of each row in its sequence.
+    positions: &'a [usize],
+    /// Last rows of each sequence that results are asked for.
+    tails: &'a [usize],
+}
+
+impl Rows<'_> {
+    /// Where the tails lie among the rows.
+    fn tail_ranges(&self) -> impl Iterator<Item = Range<usize>> {
+        let mut end = 0;
+        self.lengths
+            .iter()
+            .zip(self.tails)
+            .map(move |(length, tail)| {
+                end += length;
+                end - tail..end
+            })
+    }
+
+    /// The tails of `tensor [rows, …]`, `[Σ tails, …]`.
+    fn tails_of(&self, tensor: &Tensor) -> Result<Tensor> {
+        if self.tails == self.lengths {
+            return Ok(tensor.clone());
+        }
+        let parts = self
+            .tail_ranges()
+            .filter(|range| !range.is_empty())
+            .map(|range| tensor.narrow(0, range.start, range.len()))
+            .collect::<Result<Vec<_>, _>>()?;
+        Ok(match parts.as_slice() {
+            [] => tensor.narrow(0, 0, 0)?,
+            _ => Tensor::cat(&parts, 0)?,
+        })
+    }
+
+    /// Positions of the tails.
+    fn tail_positions(&self) -> Vec<usize> {
+        let mut positions = Vec::new();
+        for range in self.tail_ranges() {
+            positions.extend_from_slice(&self.positions[range]);
+        }
+        positions
+    }
 }
 
 impl Decoder {
@@ -232,6 +284,41 @@ impl Decoder {
     /// # Errors
     /// When the lengths in `context` do not add up to the rows, or a tensor operation fails.
     pub fn hidden(&self, embeddings: &Tensor, context: &mut Context) -> Result<Tensor> {
+        self.run(embeddings, context, None)
+    }
+
+    /// [`Self::hidden`] of no more than the last rows of each sequence, `tails` of them, one sequence after another: what the next token needs.
+    /// The last layer makes keys and values of all rows, and everything else of those alone: for a prompt of one row that is asked for it is
+    /// nearly a whole layer less.
+    ///
+    /// # Errors
+    /// As [`Self::hidden`], and when `tails` does not have one number for each cache, or one above its rows.
+    pub fn hidden_tails(
+        &self,
+        embeddings: &Tensor,
+        caches: &mut [(&mut KvCache, usize)],
+        tails: &[usize],
+    ) -> Result<Tensor> {
+        let too_many = |((_, length), tail): (&(_, usize), &usize)| tail > length;
+        if tails.len() != caches.len() || caches.iter().zip(tails).any(too_many) {
+            return Err(Error::Input(format!(
+                "the last {tails:?} rows cannot be those of sequences of {:?} rows",
+                caches.iter().map(|(_, length)| length).collect::<Vec<_>>()
+            )));
+        }
+        let mut caches: Vec<_> = caches
+            .iter_mut()
+            .map(|(cache, length)| (&mut **cache, *length))
+            .collect();
+        self.run(embeddings, &mut Context::Cached(&mut caches), Some(tails))
+    }
+
+    fn run(
+        &self,
+        embeddings: &Tensor,
+        context: &mut Context,
+        tails: Option<&[usize]>,
+    ) -> Result<Tensor> {
         let (rows, _) = embeddings.dims2()?;
         let (lengths, positions) = match context {
             Context::Sequences(lengths) => {
@@ -258,17 +345,33 @@ impl Decoder {
                 positions.len()
             )));
         }
+        let whole = Rows {
+            lengths: &lengths,
+            positions: &positions,
+            tails: &lengths,
+        };
+        let ended = Rows {
+            tails: tails.unwrap_or(&lengths),
+            ..whole
+        };
         let mut hidden = match self.config.embedding_scale {
             Some(scale) => (embeddings * scale)?,
             None => embeddings.clone(),
         };
         let (eps, offset) = (self.config.norm_eps, self.config.norm_offset);
         for (index, layer) in self.layers.iter().enumerate() {
+            let rows = match index + 1 == self.layers.len() {
+                true => ended,
+                false => whole,
+            };
             let normed = ops::rms_norm(&hidden, &layer.input_norm, eps, offset)?;
             let attended = layer
                 .attention
-                .forward(&normed, index, &lengths, &positions, &self.rope, context)?;
-            hidden = (hidden + attended)?;
+                .forward(&normed, index, rows, &self.rope, context)?;
+            hidden = (rows.tails_of(&hidden)? + attended)?;
+            if hidden.dim(0)? == 0 {
+                break;
+            }
             let normed = ops::rms_norm(&hidden, &layer.post_attention_norm, eps, offset)?;
             hidden = (hidden + layer.feed_forward.forward(&normed)?)?;
         }

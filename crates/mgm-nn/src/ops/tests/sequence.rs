@@ -206,10 +206,36 @@ fn paged_attention_continues_several_sequences() {
             let mut rows: Vec<_> = caches
                 .iter_mut()
                 .zip(lengths)
-                .map(|(cache, length)| (cache, if first { length - 3 } else { 3 }))
+                .map(|(cache, length)| PagedRows {
+                    cache,
+                    new: if first { length - 3 } else { 3 },
+                    queries: if first { length - 3 } else { 3 },
+                })
                 .collect();
             let found = paged_attention(&q, &k, &v, layer, 0.4, &mut rows).unwrap();
             assert_close("paged attention", &found, &expected, 1e-5);
+            // The last two rows of the first, none of the second, and the last row of the third attend to the same.
+            let mut end = 0;
+            let mut tails = Vec::new();
+            for (rows, queries) in rows.iter_mut().zip([2, 0, 1]) {
+                end += rows.new;
+                rows.queries = queries;
+                tails.extend((queries > 0).then_some((end - queries, queries)));
+            }
+            let tails_of = |x: &Tensor| {
+                let parts = tails
+                    .iter()
+                    .map(|(start, count)| x.narrow(0, *start, *count));
+                Tensor::cat(&parts.collect::<Result<Vec<_>, _>>().unwrap(), 0).unwrap()
+            };
+            let found_tails =
+                paged_attention(&tails_of(&q), &k, &v, layer, 0.4, &mut rows).unwrap();
+            let values = |x: &Tensor| x.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            assert_eq!(values(&found_tails), values(&tails_of(&found)));
+            assert!(paged_attention(&q, &k, &v, layer, 0.4, &mut rows).is_err());
+            rows[1].queries = rows[1].new + 1;
+            let too_many = random(&[rows[1].new + 4, heads, d], 6);
+            assert!(paged_attention(&too_many, &k, &v, layer, 0.4, &mut rows).is_err());
             rows.pop();
             assert!(paged_attention(&q, &k, &v, layer, 0.4, &mut rows).is_err());
         }
@@ -219,7 +245,11 @@ fn paged_attention_continues_several_sequences() {
     }
     let row = random(&[1, heads, d], 7);
     let key = random(&[1, kv_heads, d], 8);
-    let mut cache = [(&mut caches[0], 1)];
+    let mut cache = [PagedRows {
+        cache: &mut caches[0],
+        new: 1,
+        queries: 1,
+    }];
     assert!(paged_attention(&row, &key, &key, 3, 0.4, &mut cache).is_err());
     let tracked = Var::from_tensor(&row).unwrap();
     assert!(paged_attention(tracked.as_tensor(), &key, &key, 0, 0.4, &mut cache).is_err());
