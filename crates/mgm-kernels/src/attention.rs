@@ -209,19 +209,19 @@ fn largest(values: &[f32]) -> f32 {
     lanes.iter().copied().fold(f32::NEG_INFINITY, f32::max)
 }
 
-/// `eˢ` for each value after `s = value · scale - maximum`, in place; returns the sum.
+/// `eˢ` for each value after `s = value · scale - maximum`, in place; returns the sum. No `s` may be above 0, but not a number.
 #[inline(always)]
 fn exponentials<const FMA: bool>(values: &mut [f32], scale: f32, maximum: f32) -> f32 {
     let mut lanes = [0.0f32; 16];
     let (chunks, tail) = values.as_chunks_mut::<16>();
     for chunk in chunks {
         for (lane, v) in lanes.iter_mut().zip(chunk) {
-            *v = math::exp::<FMA>(*v * scale - maximum);
+            *v = math::exp_below::<FMA>(*v * scale - maximum);
             *lane += *v;
         }
     }
     for (lane, v) in lanes.iter_mut().zip(tail) {
-        *v = math::exp::<FMA>(*v * scale - maximum);
+        *v = math::exp_below::<FMA>(*v * scale - maximum);
         *lane += *v;
     }
     lanes.iter().sum()

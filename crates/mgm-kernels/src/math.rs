@@ -73,6 +73,13 @@ fn exp_within<const FMA: bool>(x: f32) -> f32 {
     p * f32::from_bits(((n + 127) << 23) as u32)
 }
 
+/// `eˣ` for `x <= 88`, as [`exp`] gives it.
+#[inline(always)]
+pub(crate) fn exp_below<const FMA: bool>(x: f32) -> f32 {
+    let value = exp_within::<FMA>(if x < -87.33 { -87.33 } else { x });
+    if x < -87.33 { 0.0 } else { value }
+}
+
 /// `1 / (1 + e⁻ˣ)`; below -88 what it is there, 6e-39.
 #[inline(always)]
 pub(crate) fn sigmoid<const FMA: bool>(x: f32) -> f32 {

@@ -220,6 +220,9 @@ fn panel_product(
             let out = unsafe { out.range((start + row) * n + first, columns) };
             if epilogue.accumulate {
                 out.iter_mut().zip(values).for_each(|(o, v)| *o += *v);
+            } else if let Some(whole) = out.as_mut_array() {
+                // Of known length: without a call for each row.
+                *whole = *values;
             } else {
                 out.copy_from_slice(&values[..columns]);
             }
