@@ -374,7 +374,9 @@ impl<'a> Counter<'a> {
         let layers = sizes.layers as f64;
         let attended = (layers - 1.0) * of_all + of_last;
         let query_width = (sizes.heads * sizes.head_dim) as f64;
-        work.f32 += 4.0 * query_width * attended * sequences as f64;
+        let query = self.matrix("model.layers.0.self_attn.q_proj", 1.0);
+        let attention = 4.0 * query_width * attended * sequences as f64;
+        work.multiply(self.beside(&query), attention);
         let key_width = (sizes.kv_heads * sizes.head_dim) as f64;
         work.bytes += 2.0 * F32 * key_width * layers * context * sequences as f64;
         work
@@ -459,11 +461,10 @@ mod tests {
         });
         // But for the last layer, one of 30, where only the last token attends.
         let last = counter.language(9, 1, 1);
-        let expected = (29.0 * one_by_one.f32 + last.f32) / 30.0;
-        let difference = (at_once.f32 - expected).abs();
-        assert!(
-            difference < 1e-6 * at_once.f32,
-            "{at_once:?} {one_by_one:?}"
-        );
+        // What is not a product with blocks.
+        let attention = |work: Work| work.f32 + work.bf16;
+        let expected = (29.0 * attention(one_by_one) + attention(last)) / 30.0;
+        let difference = (attention(at_once) - expected).abs();
+        assert!(difference < 1e-6 * expected, "{at_once:?} {one_by_one:?}");
     }
 }

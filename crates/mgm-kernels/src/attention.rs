@@ -5,7 +5,10 @@ mod paged;
 mod reduced;
 
 pub use backward::{attention_backward, attention_backward_at};
-pub use paged::{BLOCK_POSITIONS, PagedSequence, PagedShape, paged_attention, paged_attention_at};
+pub use paged::{
+    BLOCK_POSITIONS, PagedSequence, PagedShape, paged_attention, paged_attention_at,
+    paged_attention_bf16, paged_attention_bf16_at,
+};
 pub use reduced::{attention_bf16, attention_bf16_at};
 
 use rayon::prelude::*;

@@ -471,3 +471,49 @@ pub(crate) fn pack_bf16(
         };
     }
 }
+
+/// Rounds `k` rows of `n` values, at distance `row_stride`, to bf16 pairs along k in panels of 32 columns: `[n / 32][⌈k / 2⌉][32][2]`, with 0 beside an odd
+/// last row.
+///
+/// # Panics
+/// When `n` is not a multiple of 32 or a slice is too short.
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+pub(crate) fn pack_pairs(k: usize, n: usize, rows: &[f32], row_stride: usize, out: &mut [u32]) {
+    let pairs = k.div_ceil(2);
+    assert!(
+        n.is_multiple_of(PANEL)
+            && out.len() >= n * pairs
+            && (k == 0 || (k - 1) * row_stride + n <= rows.len()),
+        "bf16 pairs: a slice is too short"
+    );
+    // Word `2j` of the result is word `j` of the first row, word `2j + 1` that of the second.
+    let mut order = [0u16; 32];
+    for (at, from) in order.iter_mut().enumerate() {
+        *from = (at / 2 + at % 2 * 16) as u16;
+    }
+    // SAFETY: 64 bytes.
+    let order = unsafe { _mm512_loadu_si512(order.as_ptr().cast()) };
+    for (panel, out) in out[..n * pairs]
+        .chunks_exact_mut((pairs * PANEL).max(1))
+        .enumerate()
+    {
+        for (pair, out) in out.chunks_exact_mut(PANEL).enumerate() {
+            for half in 0..2 {
+                let at = 2 * pair * row_stride + panel * PANEL + 16 * half;
+                // SAFETY: the assertion above: sixteen values of row `2 · pair`, and of the next where there is one. `__m512bh` is a plain vector.
+                unsafe {
+                    let from = rows.as_ptr().add(at);
+                    let first = _mm512_loadu_ps(from);
+                    let second = if 2 * pair + 1 < k {
+                        _mm512_loadu_ps(from.add(row_stride))
+                    } else {
+                        _mm512_setzero_ps()
+                    };
+                    let both: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(second, first));
+                    let mixed = _mm512_permutexvar_epi16(order, both);
+                    _mm512_storeu_si512(out.as_mut_ptr().add(16 * half).cast(), mixed);
+                }
+            }
+        }
+    }
+}

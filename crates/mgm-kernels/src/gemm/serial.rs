@@ -1,4 +1,4 @@
-//! Small `f32` products inside a task, on one thread.
+//! Small products of `f32` values, or of their bf16 roundings, inside a task, on one thread.
 
 use std::ops::Range;
 
@@ -8,21 +8,34 @@ use super::rows::{RowBlocks, pack_block, row_bytes};
 use crate::buffer::with_scratch;
 use crate::level::Level;
 
-/// Right operand `[k, n]` of a product: rows of `n` values, or panels of 32 columns.
+/// Right operand `[k, n]` of a product: rows of `n` values, or panels of 32 columns; or panels of bf16 pairs, see [`pack_pairs`].
 #[derive(Clone, Copy)]
 pub(crate) struct Operand<'a> {
-    data: &'a [f32],
+    /// Values, or pairs.
+    words: &'a [u32],
     panel_stride: usize,
     row_stride: usize,
+    pairs: bool,
 }
 
 impl<'a> Operand<'a> {
     /// Row `p` starts at `p · row_stride`.
     pub(crate) fn rows(data: &'a [f32], row_stride: usize) -> Self {
         Self {
-            data,
+            words: bytemuck::cast_slice(data),
             panel_stride: PANEL,
             row_stride,
+            pairs: false,
+        }
+    }
+
+    /// `k` rows in panels of pairs.
+    pub(crate) fn pairs(words: &'a [u32], k: usize) -> Self {
+        Self {
+            words,
+            panel_stride: k.div_ceil(2) * PANEL,
+            row_stride: PANEL,
+            pairs: true,
         }
     }
 
@@ -30,13 +43,44 @@ impl<'a> Operand<'a> {
     pub(crate) fn panels(packed: &'a PackedWeight, first: usize) -> Self {
         debug_assert!(packed.weight_type() == WeightType::F32 && first.is_multiple_of(PANEL));
         let panel_stride = packed.panel_bytes() / 4;
-        let data: &[f32] = bytemuck::cast_slice(packed.data());
+        let words: &[u32] = bytemuck::cast_slice(packed.data());
         Self {
-            data: &data[first / PANEL * panel_stride..],
+            words: &words[first / PANEL * panel_stride..],
             panel_stride,
             row_stride: PANEL,
+            pairs: false,
         }
     }
+}
+
+/// Rounds `k` rows of `n` values (a multiple of 32), at distance `row_stride`, to bf16 pairs along k in panels of 32 columns, `[n / 32][⌈k / 2⌉][32][2]`, for
+/// [`Operand::pairs`].
+///
+/// # Panics
+/// Where [`takes_pairs`] says no, or a slice is too short.
+pub(crate) fn pack_pairs(k: usize, n: usize, rows: &[f32], row_stride: usize, out: &mut [u32]) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        assert!(takes_pairs(Level::Avx512), "no bf16 products here");
+        // SAFETY: the machine has AVX-512 and BF16.
+        unsafe { super::avx512::pack_pairs(k, n, rows, row_stride, out) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        let _ = (k, n, rows, row_stride, out);
+        unreachable!("no bf16 products here");
+    }
+}
+
+/// Whether products at this level take pairs.
+pub(crate) fn takes_pairs(level: Level) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return level >= Level::Avx512 && crate::level::has_avx512_bf16();
+    #[cfg(not(target_arch = "x86_64"))]
+    return {
+        let _ = level;
+        false
+    };
 }
 
 /// Rows `[m, k]` packed for products with several right operands.
@@ -64,11 +108,27 @@ impl<'a> Left<'a> {
         row_stride: usize,
         packed: &'a mut [u8],
     ) -> Self {
-        Self::pack_strided(level, m, k, a, row_stride, 1, packed)
+        let family = kernel::family(level, WeightType::F32, m);
+        Self::pack_strided(level, family, m, k, a, row_stride, 1, packed)
+    }
+
+    /// [`Self::pack`] for operands of pairs, where [`takes_pairs`] says yes.
+    pub(crate) fn pack_pairs(
+        m: usize,
+        k: usize,
+        a: &[f32],
+        row_stride: usize,
+        packed: &'a mut [u8],
+    ) -> Self {
+        // The tile unit would have to be set up for every small product.
+        let level = Level::Avx512;
+        let family = kernel::family(level, WeightType::Bf16, m);
+        Self::pack_strided(level, family, m, k, a, row_stride, 1, packed)
     }
 
     fn pack_strided(
         level: Level,
+        family: Family,
         m: usize,
         k: usize,
         a: &[f32],
@@ -76,7 +136,6 @@ impl<'a> Left<'a> {
         column_stride: usize,
         packed: &'a mut [u8],
     ) -> Self {
-        let family = kernel::family(level, WeightType::F32, m);
         let blocks = RowBlocks::new(m, &family);
         let row_bytes = row_bytes(family.format, k);
         let packed = &mut packed[..m * row_bytes];
@@ -103,7 +162,7 @@ impl<'a> Left<'a> {
         }
     }
 
-    /// `c [m, n] (+)= a[.., steps]·b` with one row of `b` for each of `steps`, and rows of `c` at distance `ldc`.
+    /// `c [m, n] (+)= a[.., steps]·b` with one row of `b` for each of `steps`, and rows of `c` at distance `ldc`. With pairs `steps` begins at one.
     pub(crate) fn product(
         &self,
         n: usize,
@@ -118,11 +177,22 @@ impl<'a> Left<'a> {
             return;
         }
         let panels = n.div_ceil(PANEL);
+        let per_step = if b.pairs { 2 } else { 1 };
+        assert!(
+            b.pairs == (self.family.format == RowFormat::Bf16Pairs)
+                && steps.start.is_multiple_of(per_step),
+            "serial product: operands of two kinds"
+        );
+        let k = k.div_ceil(per_step);
         if k > 0 {
-            let last_columns = n - (panels - 1) * PANEL;
+            let last_columns = if b.pairs {
+                PANEL
+            } else {
+                n - (panels - 1) * PANEL
+            };
             let needed = (panels - 1) * b.panel_stride + (k - 1) * b.row_stride + last_columns;
             assert!(
-                needed <= b.data.len() && steps.end <= self.k,
+                needed <= b.words.len() && steps.end <= self.k,
                 "serial product: an operand is too short"
             );
         }
@@ -135,13 +205,13 @@ impl<'a> Left<'a> {
             for block in 0..self.blocks.count() {
                 let (start, end) = (self.blocks.start(block), self.blocks.start(block + 1));
                 let rows = end - start;
-                // The rows of a block are interleaved, one value of each at every step.
-                let a = start * self.row_bytes + steps.start * rows * 4;
+                // The rows of a block are interleaved, one value or pair of each at every step.
+                let a = start * self.row_bytes + steps.start / per_step * rows * 4;
                 let arguments = MicroArguments {
                     steps: k,
                     rows,
                     a: self.packed[a..].as_ptr(),
-                    b: b.data.as_ptr().wrapping_add(panel * b.panel_stride).cast(),
+                    b: b.words.as_ptr().wrapping_add(panel * b.panel_stride).cast(),
                     ldb: b.row_stride,
                     c: c[start * ldc + panel * PANEL..].as_mut_ptr(),
                     ldc,
@@ -176,7 +246,8 @@ pub(crate) fn product(
     }
     with_scratch(Left::bytes(level, m, k), |scratch| {
         let packed = scratch.cast_mut();
-        Left::pack_strided(level, m, k, a, row_stride, column_stride, packed).product(
+        let family = kernel::family(level, WeightType::F32, m);
+        Left::pack_strided(level, family, m, k, a, row_stride, column_stride, packed).product(
             n,
             0..k,
             b,

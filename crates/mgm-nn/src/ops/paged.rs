@@ -3,6 +3,7 @@
 use candle_core::{Result, Tensor};
 use mgm_kernels::attention::{self as kernel, PagedSequence};
 
+use super::AttentionPrecision;
 use crate::host::{self, Host};
 use crate::kv::KvBlocks;
 
@@ -28,6 +29,7 @@ pub fn paged_attention(
     values: &Tensor,
     layer: usize,
     scale: f32,
+    precision: AttentionPrecision,
     sequences: &mut [PagedRows],
 ) -> Result<Tensor> {
     const NAME: &str = "paged attention";
@@ -94,6 +96,10 @@ pub fn paged_attention(
         .collect();
     let mut out = vec![0.0; queries * heads * head_dim];
     let queries = hosts[0].values(NAME)?;
-    kernel::paged_attention(&shape, scale, &parts, &queries, &mut out);
+    let attend = match precision {
+        AttentionPrecision::Full => kernel::paged_attention,
+        AttentionPrecision::Bf16 => kernel::paged_attention_bf16,
+    };
+    attend(&shape, scale, &parts, &queries, &mut out);
     host::tensor(out, q.shape())
 }

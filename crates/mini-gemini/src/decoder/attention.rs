@@ -76,7 +76,16 @@ impl Attention {
                         queries: *tail,
                     });
                 }
-                ops::paged_attention(&query, &key, &value, layer, scale, &mut sequences)?
+                let precision = self.query.attention_precision();
+                ops::paged_attention(
+                    &query,
+                    &key,
+                    &value,
+                    layer,
+                    scale,
+                    precision,
+                    &mut sequences,
+                )?
             }
             Context::Cached(caches) => {
                 let mut parts = Vec::with_capacity(caches.len());

@@ -158,6 +158,7 @@ fn cached_attention_continues_a_causal_sequence() {
 #[test]
 fn paged_attention_continues_several_sequences() {
     use crate::kv::{KvPool, KvShape};
+    const FULL: AttentionPrecision = AttentionPrecision::Full;
     let (heads, kv_heads, d) = (4, 2, 8);
     let pool = KvPool::new(KvShape {
         layers: 3,
@@ -212,7 +213,7 @@ fn paged_attention_continues_several_sequences() {
                     queries: if first { length - 3 } else { 3 },
                 })
                 .collect();
-            let found = paged_attention(&q, &k, &v, layer, 0.4, &mut rows).unwrap();
+            let found = paged_attention(&q, &k, &v, layer, 0.4, FULL, &mut rows).unwrap();
             assert_close("paged attention", &found, &expected, 1e-5);
             // The last two rows of the first, none of the second, and the last row of the third attend to the same.
             let mut end = 0;
@@ -229,15 +230,15 @@ fn paged_attention_continues_several_sequences() {
                 Tensor::cat(&parts.collect::<Result<Vec<_>, _>>().unwrap(), 0).unwrap()
             };
             let found_tails =
-                paged_attention(&tails_of(&q), &k, &v, layer, 0.4, &mut rows).unwrap();
+                paged_attention(&tails_of(&q), &k, &v, layer, 0.4, FULL, &mut rows).unwrap();
             let values = |x: &Tensor| x.flatten_all().unwrap().to_vec1::<f32>().unwrap();
             assert_eq!(values(&found_tails), values(&tails_of(&found)));
-            assert!(paged_attention(&q, &k, &v, layer, 0.4, &mut rows).is_err());
+            assert!(paged_attention(&q, &k, &v, layer, 0.4, FULL, &mut rows).is_err());
             rows[1].queries = rows[1].new + 1;
             let too_many = random(&[rows[1].new + 4, heads, d], 6);
-            assert!(paged_attention(&too_many, &k, &v, layer, 0.4, &mut rows).is_err());
+            assert!(paged_attention(&too_many, &k, &v, layer, 0.4, FULL, &mut rows).is_err());
             rows.pop();
-            assert!(paged_attention(&q, &k, &v, layer, 0.4, &mut rows).is_err());
+            assert!(paged_attention(&q, &k, &v, layer, 0.4, FULL, &mut rows).is_err());
         }
         for (cache, length) in caches.iter_mut().zip(lengths) {
             cache.advance(if first { length - 3 } else { 3 });
@@ -250,9 +251,9 @@ fn paged_attention_continues_several_sequences() {
         new: 1,
         queries: 1,
     }];
-    assert!(paged_attention(&row, &key, &key, 3, 0.4, &mut cache).is_err());
+    assert!(paged_attention(&row, &key, &key, 3, 0.4, FULL, &mut cache).is_err());
     let tracked = Var::from_tensor(&row).unwrap();
-    assert!(paged_attention(tracked.as_tensor(), &key, &key, 0, 0.4, &mut cache).is_err());
+    assert!(paged_attention(tracked.as_tensor(), &key, &key, 0, 0.4, FULL, &mut cache).is_err());
 }
 
 #[test]
