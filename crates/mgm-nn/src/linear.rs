@@ -6,6 +6,7 @@ use candle_core::{Device, Result, Tensor};
 use mgm_kernels::gemm::Activation;
 use mgm_kernels::int8::GatedWeight;
 use mgm_kernels::mlp::MlpWeight;
+use rayon::prelude::*;
 
 use crate::FrozenWeight;
 use crate::ops::{self, Adapter, AttentionPrecision, FrozenLinear};
@@ -110,6 +111,22 @@ impl Linear {
     /// `x [.., in_features] → [.., out_features]`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         self.forward_with(x, Activation::None)
+    }
+
+    /// What each of several layers makes of the same `x`. On the CPU they run side by side: a thread that has nothing left to do in one goes on
+    /// with the next, where one after another each would wait for its slowest thread.
+    pub fn forward_each<const N: usize>(layers: [&Self; N], x: &Tensor) -> Result<[Tensor; N]> {
+        let results: Result<Vec<Tensor>> = match x.device().is_cpu() {
+            true => layers
+                .into_par_iter()
+                .map(|layer| layer.forward(x))
+                .collect(),
+            false => layers.into_iter().map(|layer| layer.forward(x)).collect(),
+        };
+        let results: [Tensor; N] = results?
+            .try_into()
+            .map_err(|_| candle_core::Error::Msg("one result for each layer".into()))?;
+        Ok(results)
     }
 
     /// The layer followed by an activation, in one pass over the output where no gradient is asked for.

@@ -105,7 +105,8 @@ pub fn gated_mlp(
             return host::tensor(out, with_last(x.shape(), out_width));
         }
     }
-    down.forward(&gated(&gate.forward(x)?, &up.forward(x)?, activation_kind)?)
+    let [gate, up] = Linear::forward_each([gate, up], x)?;
+    down.forward(&gated(&gate, &up, activation_kind)?)
 }
 
 /// A packed matrix and its bias.

@@ -45,13 +45,18 @@ impl Attention {
         rope: &RopeTable,
         context: &mut Context,
     ) -> Result<Tensor> {
-        let heads = |layer: &Linear, input: &Tensor, heads| {
-            let rows = input.dim(0)?;
-            layer.forward(input)?.reshape((rows, heads, self.head_dim))
+        let (query, key, value) = if rows.tails == rows.lengths {
+            let [query, key, value] =
+                Linear::forward_each([&self.query, &self.key, &self.value], input)?;
+            (query, key, value)
+        } else {
+            let [key, value] = Linear::forward_each([&self.key, &self.value], input)?;
+            (self.query.forward(&rows.tails_of(input)?)?, key, value)
         };
-        let query = heads(&self.query, &rows.tails_of(input)?, self.heads)?;
-        let key = heads(&self.key, input, self.kv_heads)?;
-        let value = heads(&self.value, input, self.kv_heads)?;
+        let split = |tensor: Tensor, heads| tensor.reshape((tensor.dim(0)?, heads, self.head_dim));
+        let query = split(query, self.heads)?;
+        let key = split(key, self.kv_heads)?;
+        let value = split(value, self.kv_heads)?;
         let query = ops::rope(&query, rope, &rows.tail_positions(), RopeStyle::Half)?;
         let key = ops::rope(&key, rope, rows.positions, RopeStyle::Half)?;
         let scale = 1.0 / (self.head_dim as f32).sqrt();

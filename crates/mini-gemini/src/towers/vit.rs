@@ -95,9 +95,9 @@ impl Block {
         let head_dim = width / self.heads;
         let normed = ops::layer_norm(input, &self.norm1.gamma, &self.norm1.beta, self.eps)?;
         let split = |tensor: Tensor| tensor.reshape((rows, self.heads, head_dim));
-        let query = split(self.query.forward(&normed)?)?;
-        let key = split(self.key.forward(&normed)?)?;
-        let value = split(self.value.forward(&normed)?)?;
+        let layers = [&self.query, &self.key, &self.value];
+        let [query, key, value] = Linear::forward_each(layers, &normed)?;
+        let (query, key, value) = (split(query)?, split(key)?, split(value)?);
         let scale = 1.0 / (head_dim as f32).sqrt();
         let attended = ops::cross_attention(
             &query,
