@@ -374,9 +374,19 @@ impl<'a> Counter<'a> {
         let layers = sizes.layers as f64;
         let attended = (layers - 1.0) * of_all + of_last;
         let query_width = (sizes.heads * sizes.head_dim) as f64;
-        let query = self.matrix("model.layers.0.self_attn.q_proj", 1.0);
+        let name = "model.layers.0.self_attn.q_proj";
         let attention = 4.0 * query_width * attended * sequences as f64;
-        work.multiply(self.beside(&query), attention);
+        let operands = match self.weights.info(&format!("{name}.weight")) {
+            // Beside blocks that are multiplied as they are, attention over caches stays in f32.
+            Some(info)
+                if self.precision == Precision::Auto
+                    && matches!(info.element_type, ElementType::Quantised(_)) =>
+            {
+                Operands::F32
+            }
+            _ => self.beside(&self.matrix(name, 1.0)),
+        };
+        work.multiply(operands, attention);
         let key_width = (sizes.kv_heads * sizes.head_dim) as f64;
         work.bytes += 2.0 * F32 * key_width * layers * context * sequences as f64;
         work

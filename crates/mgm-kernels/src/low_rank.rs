@@ -86,28 +86,33 @@ fn dots<const FMA: bool, const N: usize>(x: &[f32], rows: [&[f32]; N]) -> [f32; 
     sums.map(|sums| sums.iter().sum())
 }
 
+/// `out += Σ low[i] · rows[i]`, one after another.
+#[inline(always)]
+fn add<const FMA: bool, const N: usize>(low: [f32; N], rows: [&[f32]; N], out: &mut [f32]) {
+    let rows = rows.map(|row| &row[..out.len()]);
+    for (place, out) in out.iter_mut().enumerate() {
+        let mut sum = *out;
+        for (low, row) in low.iter().zip(rows) {
+            sum = math::multiply_add::<FMA>(*low, row[place], sum);
+        }
+        *out = sum;
+    }
+}
+
 #[inline(always)]
 fn one_row<const FMA: bool>(x: &[f32], left: &[f32], right: &[f32], out: &mut [f32]) {
     let (k, n) = (x.len(), out.len());
     let mut first = 0;
     let rank = left.len() / k;
     while first < rank {
-        let row = |index: usize| &left[(first + index) * k..][..k];
-        let add = |low: f32, index: usize, out: &mut [f32]| {
-            let right = &right[(first + index) * n..][..n];
-            for (out, right) in out.iter_mut().zip(right) {
-                *out = math::multiply_add::<FMA>(low, *right, *out);
-            }
-        };
+        let left = |index: usize| &left[(first + index) * k..][..k];
+        let right = |index: usize| &right[(first + index) * n..][..n];
         if rank - first >= TOGETHER {
-            let low = dots::<FMA, TOGETHER>(x, std::array::from_fn(row));
-            for (index, low) in low.into_iter().enumerate() {
-                add(low, index, out);
-            }
+            let low = dots::<FMA, TOGETHER>(x, std::array::from_fn(left));
+            add::<FMA, TOGETHER>(low, std::array::from_fn(right), out);
             first += TOGETHER;
         } else {
-            let [low] = dots::<FMA, 1>(x, [row(0)]);
-            add(low, 0, out);
+            add::<FMA, 1>(dots::<FMA, 1>(x, [left(0)]), [right(0)], out);
             first += 1;
         }
     }

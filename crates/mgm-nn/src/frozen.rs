@@ -175,6 +175,11 @@ impl FrozenWeight {
         }
     }
 
+    /// Whether products are with blocks as they are stored.
+    pub(crate) fn is_in_blocks(&self) -> bool {
+        matches!(self.storage, FrozenStorage::Quantised(_))
+    }
+
     /// The tensor of a weight that lives on a device; `None` for the CPU's own storages.
     pub(crate) fn as_dense(&self) -> Option<&Tensor> {
         match &self.storage {

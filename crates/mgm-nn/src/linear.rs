@@ -271,6 +271,15 @@ impl Linear {
         }
     }
 
+    /// [`Self::attention_precision`] over keys and values that are held in `f32` and rounded anew for every token. With blocks that are multiplied as
+    /// they are stored attention stays `f32`: a few rows of a small model would pay more for the rounding than for the products.
+    pub fn cached_attention_precision(&self) -> AttentionPrecision {
+        match &self.matrix {
+            Matrix::Frozen(weight) if weight.is_in_blocks() => AttentionPrecision::Full,
+            _ => self.attention_precision(),
+        }
+    }
+
     /// Whether any part of the layer is trained.
     pub fn is_trainable(&self) -> bool {
         matches!(self.matrix, Matrix::Trainable(_))

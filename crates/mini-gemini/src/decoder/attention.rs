@@ -81,7 +81,7 @@ impl Attention {
                         queries: *tail,
                     });
                 }
-                let precision = self.query.attention_precision();
+                let precision = self.query.cached_attention_precision();
                 ops::paged_attention(
                     &query,
                     &key,
