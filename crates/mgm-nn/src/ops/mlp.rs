@@ -1,16 +1,22 @@
 //! The perceptrons of a block, as one operation each where nothing of them learns: the plain one with its norm, scale and residual, and the
 //! gated one of language models.
 
-use candle_core::{Result, Tensor};
+use candle_core::{CpuStorage, InplaceOp2, Layout, Result, Tensor};
 use mgm_kernels::gemm::Activation;
 use mgm_kernels::int8;
 use mgm_kernels::mlp::{self, MlpWeight};
+use rayon::prelude::*;
 
 use super::activation::gated;
 use super::linear::with_last;
 use super::{activation, layer_norm};
 use crate::Linear;
 use crate::host::{self, Host};
+
+/// Most bytes of a gated MLP's inner rows: enough of them to pay for reading the matrices again.
+const INNER_BYTES: usize = 24 << 20;
+/// They are divided at multiples of this number of rows, as the products divide them.
+const SLAB_ROWS: usize = 256;
 
 /// Scale `gamma [c]`, shift `beta [c]` and epsilon of a LayerNorm.
 #[derive(Clone, Copy, Debug)]
@@ -105,8 +111,71 @@ pub fn gated_mlp(
             return host::tensor(out, with_last(x.shape(), out_width));
         }
     }
-    let [gate, up] = Linear::forward_each([gate, up], x)?;
-    down.forward(&gated(&gate, &up, activation_kind)?)
+    if !x.device().is_cpu() || x.track_op() || gate.is_trainable() || up.is_trainable() {
+        let inner = gated(&gate.forward(x)?, &up.forward(x)?, activation_kind)?;
+        return down.forward(&inner);
+    }
+    // The inner rows are the largest of a decoder: some of them at a time, multiplied where they are, for nobody else holds them.
+    let (rows, width) = host::rows_and_width(x.shape(), NAME)?;
+    let most = INNER_BYTES / (4 * gate.out_features()).max(1);
+    let most = (most / SLAB_ROWS * SLAB_ROWS).max(SLAB_ROWS);
+    let slab = |x: &Tensor| {
+        let (inner, up) = rayon::join(|| gate.forward_with(x, activation_kind), || up.forward(x));
+        let inner = inner?;
+        inner.inplace_op2(&up?, &Multiply)?;
+        down.forward(&inner)
+    };
+    if rows <= most {
+        return slab(x);
+    }
+    let flat = x.reshape((rows, width))?;
+    let slabs = (0..rows)
+        .step_by(most)
+        .map(|start| slab(&flat.narrow(0, start, most.min(rows - start))?))
+        .collect::<Result<Vec<_>>>()?;
+    Tensor::cat(&slabs, 0)?.reshape(with_last(x.shape(), down.out_features()))
+}
+
+/// `x ⊙= y`.
+struct Multiply;
+
+impl InplaceOp2 for Multiply {
+    fn name(&self) -> &'static str {
+        "multiply in place"
+    }
+
+    fn cpu_fwd(
+        &self,
+        s1: &mut CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
+    ) -> Result<()> {
+        /// Values that one thread multiplies at a time.
+        const PIECE: usize = 1 << 15;
+        let factors = host::values(s2, l2, self.name())?;
+        let (CpuStorage::F32(values), Some((start, end))) = (s1, l1.contiguous_offsets()) else {
+            candle_core::bail!("{}: expected contiguous f32 values", self.name());
+        };
+        let values = &mut values[start..end];
+        if values.len() != factors.len() {
+            candle_core::bail!(
+                "{}: {} values and {} factors",
+                self.name(),
+                values.len(),
+                factors.len()
+            );
+        }
+        values
+            .par_chunks_mut(PIECE)
+            .zip(factors.par_chunks(PIECE))
+            .for_each(|(values, factors)| {
+                for (value, factor) in values.iter_mut().zip(factors) {
+                    *value *= factor;
+                }
+            });
+        Ok(())
+    }
 }
 
 /// A packed matrix and its bias.
