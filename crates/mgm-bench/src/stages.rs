@@ -311,3 +311,101 @@ fn read_rows(decoder: &Decoder, cache: &mut KvCache, embeddings: &Tensor) -> Res
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mini_gemini::{LoadOptions, ModelSource};
+
+    fn built_in() -> Subject {
+        Subject::Model {
+            source: ModelSource::BuiltIn,
+            options: LoadOptions::default(),
+        }
+    }
+
+    fn few(stages: &[Stage]) -> Options {
+        Options {
+            stages: stages.to_vec(),
+            prefill: vec![8],
+            context: vec![4, 6],
+            batch: vec![1, 2],
+            question: 3,
+            runs: 1,
+            gate: None,
+            picture: None,
+        }
+    }
+
+    #[test]
+    fn every_stage_of_the_built_in_model_is_measured() {
+        let mut done = 0;
+        let stop = AtomicBool::new(false);
+        let report = run(
+            &built_in(),
+            &few(&Stage::ALL),
+            &mut |progress| done += usize::from(matches!(progress, Progress::Done(_))),
+            &stop,
+        )
+        .unwrap();
+        let names: Vec<&str> = report.cells.iter().map(|cell| cell.name.as_str()).collect();
+        assert_eq!(
+            names,
+            [
+                "decode picture 600×400",
+                "preprocess 600×400",
+                "low-res tower 112",
+                "high-res tower 256",
+                "mining + projector",
+                "prefill 8",
+                "decode after 4",
+                "decode 2 after 4",
+                "decode after 6",
+                "first token: picture + 3",
+            ]
+        );
+        assert_eq!(done, names.len());
+        for cell in &report.cells {
+            assert!(cell.time.min > 0.0, "{cell:?}");
+            // Nothing is faster than the floor, or the floor is none.
+            assert!(
+                cell.over_floor().is_none_or(|ratio| ratio > 1.0),
+                "{cell:?}"
+            );
+        }
+        assert_eq!(report.cells[7].tokens, Some(2));
+        assert!(!report.interrupted && report.peak_memory.is_none_or(|peak| peak > 0));
+    }
+
+    #[test]
+    fn a_stop_ends_it_and_keeps_what_there_is() {
+        let stop = AtomicBool::new(false);
+        let mut first = None;
+        let report = run(
+            &built_in(),
+            &few(&[Stage::Preprocess, Stage::Prefill, Stage::Decode]),
+            &mut |progress| {
+                if let Progress::Done(cell) = progress {
+                    first.get_or_insert_with(|| cell.name.clone());
+                    stop.store(true, Ordering::SeqCst);
+                }
+            },
+            &stop,
+        )
+        .unwrap();
+        assert!(report.interrupted);
+        assert_eq!(report.cells.len(), 1);
+        assert_eq!(first.as_deref(), Some("preprocess 600×400"));
+    }
+
+    #[test]
+    fn lengths_beyond_the_model_are_refused() {
+        let mut options = few(&[Stage::Decode]);
+        options.context = vec![8192];
+        let error = run(&built_in(), &options, &mut |_| {}, &AtomicBool::new(false)).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "a context of 8192 tokens: the model has 8192 positions"
+        );
+    }
+}

@@ -143,11 +143,7 @@ impl<'a> Counter<'a> {
                 bytes: 2.0 * elements,
                 ..Work::default()
             };
-            let operands = match level::has_fast_bf16() {
-                true => Operands::Bf16,
-                false => Operands::F32,
-            };
-            work.multiply(operands, operations);
+            work.multiply(self.beside(&work), operations);
         }
         work
     }
