@@ -283,3 +283,18 @@ fn a_gated_mlp_is_its_layers_in_every_storage() {
     let refused = gated_mlp(&x, &layer(1), &layer(2), &narrow, Activation::Silu);
     assert!(refused.unwrap_err().to_string().contains("[24, 299]"));
 }
+
+/// More rows than go through a wide gated MLP at once give what each gives alone.
+#[test]
+fn a_gated_mlp_in_parts_is_the_whole() {
+    let (rows, k, inner) = (520, 4, 16_384);
+    let layer = |n: usize, k: usize, seed| {
+        let (_, values) = dense(n, k, seed);
+        Linear::frozen(FrozenWeight::pack(n, k, &values, WeightType::F32), None).unwrap()
+    };
+    let (gate, up, down) = (layer(inner, k, 1), layer(inner, k, 2), layer(k, inner, 3));
+    let x = random(&[rows, k], 4);
+    let hidden = (silu(&gate.forward(&x).unwrap()).unwrap() * up.forward(&x).unwrap()).unwrap();
+    let found = gated_mlp(&x, &gate, &up, &down, Activation::Silu).unwrap();
+    assert_close("in parts", &found, &down.forward(&hidden).unwrap(), 1e-5);
+}
