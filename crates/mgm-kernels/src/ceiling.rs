@@ -39,19 +39,17 @@ pub fn products(level: Level, operands: Operands, rounds: u64) -> Option<u64> {
     let level = level::clamp(level);
     #[cfg(target_arch = "x86_64")]
     {
-        use crate::gemm::amx_ceiling as amx;
-        // SAFETY: `clamp` returns levels that the machine has; BF16 and AMX int8 are asked for.
+        use crate::amx::ceiling as amx;
+        // SAFETY: `clamp` returns levels that the machine has; BF16 is asked for.
         unsafe {
             match (level, operands) {
                 (Level::Amx, Operands::Bf16) => return Some(amx::bf16(rounds)),
-                (Level::Amx, Operands::Int8) if amx::has_int8() => return Some(amx::int8(rounds)),
+                (Level::Amx, Operands::Int8) => return Some(amx::int8(rounds)),
                 (Level::Avx512 | Level::Amx, Operands::F32) => return Some(x86::f32_512(rounds)),
                 (Level::Avx512, Operands::Bf16) if level::has_avx512_bf16() => {
                     return Some(x86::bf16_512(rounds));
                 }
-                (Level::Avx512 | Level::Amx, Operands::Int8) => {
-                    return Some(x86::int8_512(rounds));
-                }
+                (Level::Avx512, Operands::Int8) => return Some(x86::int8_512(rounds)),
                 (Level::Avx2, Operands::F32) => return Some(x86::f32_256(rounds)),
                 (Level::Avx2, Operands::Int8) => return Some(x86::int8_256(rounds)),
                 _ => {}

@@ -11,7 +11,7 @@ pub enum Level {
     Avx2,
     /// AVX-512 F, BW, VL, DQ and VNNI. BF16 products are a separate property, see [`has_avx512_bf16`].
     Avx512,
-    /// [`Level::Avx512`] and the AMX bf16 tile unit.
+    /// [`Level::Avx512`] and the AMX tile unit, bf16 and int8.
     Amx,
 }
 
@@ -107,7 +107,7 @@ fn detect() -> (Vec<Level>, bool) {
     }
     if avx512 {
         available.push(Level::Avx512);
-        if crate::gemm::amx_usable() {
+        if crate::amx::usable() {
             available.push(Level::Amx);
         }
     }

@@ -12,7 +12,7 @@
 //! | `portable` | whatever the compiler target guarantees                                |
 //! | `avx2`     | AVX2, FMA and F16C                                                     |
 //! | `avx512`   | AVX-512 F, BW, VL, DQ and VNNI; BF16 products where the CPU has them   |
-//! | `amx`      | the same and the AMX bf16 tile unit                                    |
+//! | `amx`      | the same and the AMX tile unit, bf16 and int8                          |
 //!
 //! A level that the machine lacks is lowered to the best one it has. An unknown value is ignored, and
 //! [`level::level_error`] returns one line about it.
@@ -46,6 +46,8 @@ pub mod process;
 pub mod pyramid;
 pub mod quant;
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod buffer;
 mod math;
 mod shared;

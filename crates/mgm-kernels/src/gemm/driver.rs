@@ -546,16 +546,16 @@ fn groups(range: Range<usize>, most: usize) -> impl Iterator<Item = Range<usize>
 }
 
 /// Holds the AMX tile configuration of this thread while a task runs.
-pub(super) struct Tiles {
+pub(crate) struct Tiles {
     configured: bool,
 }
 
 impl Tiles {
-    pub(super) fn configure(needed: bool) -> Self {
+    pub(crate) fn configure(needed: bool) -> Self {
         #[cfg(target_arch = "x86_64")]
         if needed {
             // SAFETY: a family that needs tiles is only chosen at `Level::Amx`, which the machine has.
-            unsafe { super::amx::configure() };
+            unsafe { crate::amx::configure() };
         }
         Self { configured: needed }
     }
@@ -566,7 +566,7 @@ impl Drop for Tiles {
         #[cfg(target_arch = "x86_64")]
         if self.configured {
             // SAFETY: configured on this thread: a task neither blocks nor moves.
-            unsafe { super::amx::release() };
+            unsafe { crate::amx::release() };
         }
         let _ = self.configured;
     }

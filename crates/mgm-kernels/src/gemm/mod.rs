@@ -3,8 +3,6 @@
 #[cfg(target_arch = "x86_64")]
 mod amx;
 #[cfg(target_arch = "x86_64")]
-pub(crate) mod amx_ceiling;
-#[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
@@ -18,7 +16,7 @@ pub(crate) mod serial;
 mod skinny;
 pub(crate) mod tile;
 
-pub(crate) use driver::quantized as quantized_product;
+pub(crate) use driver::{Tiles, quantized as quantized_product};
 pub(crate) use gathered::{Gathered, product as gathered_product};
 pub(crate) use pack::PANEL;
 pub use pack::{PackedWeight, WeightType};
@@ -183,4 +181,4 @@ pub fn matmul_at(
 }
 
 #[cfg(target_arch = "x86_64")]
-pub(crate) use amx::usable as amx_usable;
+pub(crate) use amx::self_test as amx_self_test;

@@ -7,12 +7,16 @@
 //! K-quants with.
 
 #[cfg(target_arch = "x86_64")]
+mod amx;
+#[cfg(target_arch = "x86_64")]
 mod avx512;
 mod portable;
 mod product;
 mod rows;
 mod weight;
 
+#[cfg(target_arch = "x86_64")]
+pub(crate) use amx::self_test as amx_self_test;
 pub(crate) use product::tile_product;
 pub use weight::Int8Weight;
 #[cfg(target_arch = "x86_64")]
@@ -48,7 +52,7 @@ pub fn int8_gemm_at(
     product::product(level, m, x, Source::Panels(w), out, epilogue);
 }
 
-/// [`quant_gemm_at`] that makes int8 panels of the blocks for more than 64 rows where the machine multiplies them faster (AVX-512):
+/// [`quant_gemm_at`] that makes int8 panels of the blocks for more than 64 rows where the machine multiplies them faster (from AVX-512 on):
 /// the blocks' values are rounded to 8 bits with one scale for each 256, as [`Int8Weight`] has them.
 ///
 /// # Panics
@@ -62,8 +66,7 @@ pub fn quant_gemm_int8_at(
     epilogue: &Epilogue,
 ) {
     let level = level::clamp(level);
-    // With the tile unit bf16 panels are multiplied faster still.
-    if m <= PANEL_ROWS || w.k() == 0 || level != Level::Avx512 {
+    if m <= PANEL_ROWS || w.k() == 0 || level < Level::Avx512 {
         quant_gemm_at(level, m, x, w, out, epilogue);
         return;
     }
@@ -102,10 +105,10 @@ impl<'a> GatedWeight<'a> {
     }
 }
 
-/// Whether [`gated_mlp`] takes so many rows with these matrices: of blocks it makes panels, which is for many rows and AVX-512.
+/// Whether [`gated_mlp`] takes so many rows with these matrices: of blocks it makes panels, which is for many rows and from AVX-512 on.
 pub fn takes_gated_mlp(m: usize, weights: &[GatedWeight; 3]) -> bool {
     let blocks = |weight: &GatedWeight| matches!(weight, GatedWeight::Blocks(_));
-    !weights.iter().any(blocks) || m > PANEL_ROWS && level::level() == Level::Avx512
+    !weights.iter().any(blocks) || m > PANEL_ROWS && level::level() >= Level::Avx512
 }
 
 /// `out [m, n] = (activation(x·gateᵀ) ⊙ x·upᵀ)·downᵀ` of `[gate [inner, k], up [inner, k], down [n, inner]]`, in parallel: what the three

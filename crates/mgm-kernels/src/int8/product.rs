@@ -26,7 +26,7 @@ const SERIAL_WORK: usize = 1 << 16;
 pub(super) enum Source<'a> {
     /// Memory.
     Panels(&'a Int8Weight),
-    /// Blocks, of which each task makes the panels it needs; at AVX-512 only.
+    /// Blocks, of which each task makes the panels it needs; from AVX-512 on.
     Blocks(&'a QuantWeight),
 }
 
@@ -245,6 +245,13 @@ fn panel_tile(
         return;
     }
     source.chunks(panel, |chunk, features, bytes| {
+        #[cfg(target_arch = "x86_64")]
+        if rows.are_tiles() {
+            let blocks = blocks.clone();
+            // SAFETY: rows are tiles at AMX only, which is above this level.
+            unsafe { super::amx::chunk(rows, blocks, chunk, features, bytes, tile, chunk > 0) };
+            return;
+        }
         for block in blocks.clone() {
             let places = rows.start(block) - start..rows.start(block + 1) - start;
             let part = rows.part(block, chunk, features);

@@ -13,6 +13,11 @@ use crate::math::multiversion;
 /// Most rows of one pass over a panel: their sums stay in registers.
 pub(super) const PASS_ROWS: usize = 12;
 
+/// Rows of one pass with the tile unit, two tiles of sixteen.
+pub(super) const TILE_ROWS: usize = 32;
+/// Features that a tile holds of a row.
+pub(super) const TILE_FEATURES: usize = 64;
+
 /// Fewer values than this are not worth waking other threads for.
 const SERIAL_VALUES: usize = 1 << 16;
 
@@ -26,11 +31,65 @@ pub(super) struct Head {
     pub(super) start: i32,
 }
 
-/// Rounded rows, chunk after chunk, in blocks of up to [`PASS_ROWS`] rows whose values are interleaved four by four: passes over a chunk
-/// read them from first to last.
+/// How rows stand in memory, so that passes over a chunk read them from first to last.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Layout {
+    /// Blocks of up to [`PASS_ROWS`] rows, four values of each in turn: `[⌈features / 4⌉][rows][4]`.
+    Words,
+    /// Blocks of [`TILE_ROWS`] rows, a tile's features of each in turn: `[⌈features / 64⌉][32][64]`, with zeros behind the last feature and
+    /// anything in rows that are not there.
+    Tiles,
+}
+
+impl Layout {
+    fn of(level: Level, m: usize) -> Self {
+        // Fewer rows are bound by the weights.
+        if level == Level::Amx && m > PASS_ROWS {
+            Self::Tiles
+        } else {
+            Self::Words
+        }
+    }
+
+    /// Features that are stored of so many.
+    fn features(self, features: usize) -> usize {
+        match self {
+            Self::Words => features.next_multiple_of(4),
+            Self::Tiles => features.next_multiple_of(TILE_FEATURES),
+        }
+    }
+
+    /// Rows that are stored of so many.
+    fn rows(self, m: usize) -> usize {
+        match self {
+            Self::Words => m,
+            Self::Tiles => m.next_multiple_of(TILE_ROWS),
+        }
+    }
+
+    /// Blocks of `m` rows.
+    fn blocks(self, m: usize) -> usize {
+        match self {
+            Self::Words => m.div_ceil(PASS_ROWS),
+            Self::Tiles => m.div_ceil(TILE_ROWS),
+        }
+    }
+
+    /// First row of a block.
+    fn start(self, m: usize, block: usize) -> usize {
+        match self {
+            // Equal shares: no short last block, which would read a panel for little.
+            Self::Words => block * m / self.blocks(m).max(1),
+            Self::Tiles => (block * TILE_ROWS).min(m),
+        }
+    }
+}
+
+/// Rounded rows, chunk after chunk, block after block.
 pub(super) struct Rows<'a> {
     m: usize,
-    /// Of each chunk and block `[⌈features / 4⌉][rows][4]`.
+    layout: Layout,
+    /// Of each chunk and block what [`Layout`] says.
     codes: &'a [i8],
     /// `[chunks][m]`.
     heads: &'a [Head],
@@ -39,7 +98,7 @@ pub(super) struct Rows<'a> {
 /// One block's part of a chunk.
 #[derive(Clone, Copy)]
 pub(super) struct RowPart<'a> {
-    /// `[⌈features / 4⌉][rows][4]`.
+    /// See [`Layout`].
     pub(super) codes: &'a [i8],
     /// One of each row.
     pub(super) heads: &'a [Head],
@@ -55,21 +114,22 @@ impl Rows<'_> {
         parallel: bool,
         f: impl FnOnce(&Rows) -> R,
     ) -> R {
-        let (padded, chunks) = (k.next_multiple_of(4), chunks(k));
+        let (layout, chunks) = (Layout::of(level, m), chunks(k));
         let head_bytes = m * chunks * size_of::<Head>();
-        with_scratch(head_bytes + m * padded, |scratch| {
-            let (heads, codes) = scratch.cast_mut::<u8>().split_at_mut(head_bytes);
-            let heads: &mut [Head] = bytemuck::cast_slice_mut(heads);
-            let codes: &mut [i8] = bytemuck::cast_slice_mut(&mut codes[..m * padded]);
-            let mut parts = Vec::with_capacity(blocks(m) * chunks);
+        let code_bytes = layout.rows(m) * layout.features(k);
+        with_scratch(head_bytes + code_bytes, |scratch| {
+            let (codes, heads) = scratch.cast_mut::<u8>().split_at_mut(code_bytes);
+            let heads: &mut [Head] = bytemuck::cast_slice_mut(&mut heads[..head_bytes]);
+            let codes: &mut [i8] = bytemuck::cast_slice_mut(codes);
+            let mut parts = Vec::with_capacity(layout.blocks(m) * chunks);
             let (mut rest_heads, mut rest_codes) = (&mut *heads, &mut *codes);
             for chunk in 0..chunks {
                 let features = chunk * CHUNK..(chunk * CHUNK + CHUNK).min(k);
-                for block in 0..blocks(m) {
-                    let rows = start(m, block)..start(m, block + 1);
+                for block in 0..layout.blocks(m) {
+                    let rows = layout.start(m, block)..layout.start(m, block + 1);
                     let (heads, after) = rest_heads.split_at_mut(rows.len());
                     rest_heads = after;
-                    let bytes = rows.len() * features.len().next_multiple_of(4);
+                    let bytes = layout.rows(rows.len()) * layout.features(features.len());
                     let (codes, after) = rest_codes.split_at_mut(bytes);
                     rest_codes = after;
                     parts.push((
@@ -81,14 +141,19 @@ impl Rows<'_> {
                 }
             }
             let quantize = |(x, features, codes, heads): Part| {
-                quantize_part(level, k, x, features, codes, heads);
+                quantize_part(level, layout, k, x, features, codes, heads);
             };
             if parallel && m * k >= SERIAL_VALUES {
                 parts.into_par_iter().for_each(quantize);
             } else {
                 parts.into_iter().for_each(quantize);
             }
-            f(&Rows { m, codes, heads })
+            f(&Rows {
+                m,
+                layout,
+                codes,
+                heads,
+            })
         })
     }
 
@@ -101,14 +166,15 @@ impl Rows<'_> {
         values: impl Fn(usize, &mut [f32]) + Sync,
         f: impl FnOnce(&Rows) -> R,
     ) -> R {
+        let layout = Layout::of(level, m);
         let head_bytes = m * chunks(k) * size_of::<Head>();
-        let code_bytes = m * k.next_multiple_of(4);
+        let code_bytes = layout.rows(m) * layout.features(k);
         with_scratch(head_bytes + code_bytes, |scratch| {
-            let (heads, codes) = scratch.cast_mut::<u8>().split_at_mut(head_bytes);
-            let heads: &mut [Head] = bytemuck::cast_slice_mut(heads);
-            let codes: &mut [i8] = bytemuck::cast_slice_mut(&mut codes[..code_bytes]);
+            let (codes, heads) = scratch.cast_mut::<u8>().split_at_mut(code_bytes);
+            let heads: &mut [Head] = bytemuck::cast_slice_mut(&mut heads[..head_bytes]);
+            let codes: &mut [i8] = bytemuck::cast_slice_mut(codes);
             codes
-                .par_chunks_mut((CHUNK * m).max(1))
+                .par_chunks_mut((CHUNK * layout.rows(m)).max(1))
                 .zip(heads.par_chunks_mut(m.max(1)))
                 .enumerate()
                 .for_each(|(chunk, (mut codes, mut heads))| {
@@ -116,19 +182,25 @@ impl Rows<'_> {
                     with_scratch(4 * m * features, |scratch| {
                         let x = &mut scratch.cast_mut::<f32>()[..m * features];
                         values(chunk, x);
-                        for block in 0..blocks(m) {
-                            let rows = start(m, block)..start(m, block + 1);
-                            let bytes = rows.len() * features.next_multiple_of(4);
+                        for block in 0..layout.blocks(m) {
+                            let rows = layout.start(m, block)..layout.start(m, block + 1);
+                            let bytes = layout.rows(rows.len()) * layout.features(features);
                             let x = &x[rows.start * features..rows.end * features];
                             let part = codes.split_off_mut(..bytes);
                             let head = heads.split_off_mut(..rows.len());
                             if let (Some(codes), Some(heads)) = (part, head) {
-                                quantize_part(level, features, x, 0..features, codes, heads);
+                                let all = 0..features;
+                                quantize_part(level, layout, features, x, all, codes, heads);
                             }
                         }
                     });
                 });
-            f(&Rows { m, codes, heads })
+            f(&Rows {
+                m,
+                layout,
+                codes,
+                heads,
+            })
         })
     }
 
@@ -139,35 +211,31 @@ impl Rows<'_> {
 
     /// Blocks of rows.
     pub(super) fn blocks(&self) -> usize {
-        blocks(self.m)
+        self.layout.blocks(self.m)
+    }
+
+    /// Whether the tile unit multiplies these rows.
+    pub(super) fn are_tiles(&self) -> bool {
+        self.layout == Layout::Tiles
     }
 
     /// First row of block `index`; for the number of blocks, the number of rows.
     pub(super) fn start(&self, index: usize) -> usize {
-        start(self.m, index)
+        self.layout.start(self.m, index)
     }
 
     /// Chunk `chunk`, of `features` features, of the rows of block `index`.
     pub(super) fn part(&self, index: usize, chunk: usize, features: usize) -> RowPart<'_> {
         let first = self.start(index);
         let rows = self.start(index + 1) - first;
-        let padded = features.next_multiple_of(4);
-        let codes = chunk * CHUNK * self.m + first * padded;
+        let padded = self.layout.features(features);
+        let codes = chunk * CHUNK * self.layout.rows(self.m) + first * padded;
         let heads = chunk * self.m + first;
         RowPart {
-            codes: &self.codes[codes..][..padded * rows],
+            codes: &self.codes[codes..][..padded * self.layout.rows(rows)],
             heads: &self.heads[heads..][..rows],
         }
     }
-}
-
-fn blocks(m: usize) -> usize {
-    m.div_ceil(PASS_ROWS)
-}
-
-/// First row of a block. Equal shares: no short last block, which would read a panel for little.
-fn start(m: usize, block: usize) -> usize {
-    block * m / blocks(m).max(1)
 }
 
 /// Rows of a block, the features of a chunk, and where its codes and heads go.
@@ -176,6 +244,7 @@ type Part<'a> = (&'a [f32], Range<usize>, &'a mut [i8], &'a mut [Head]);
 /// Rounds one chunk of the rows `x` of a block.
 fn quantize_part(
     level: Level,
+    layout: Layout,
     k: usize,
     x: &[f32],
     features: Range<usize>,
@@ -190,9 +259,20 @@ fn quantize_part(
             scale,
             start: (-i32::from(ZERO)).wrapping_mul(sum),
         };
-        let steps = codes.as_chunks_mut::<4>().0.chunks_exact_mut(rows);
-        for (step, word) in steps.zip(row.as_chunks::<4>().0) {
-            step[i] = *word;
+        match layout {
+            Layout::Words => {
+                let steps = codes.as_chunks_mut::<4>().0.chunks_exact_mut(rows);
+                for (step, word) in steps.zip(row.as_chunks::<4>().0) {
+                    step[i] = *word;
+                }
+            }
+            Layout::Tiles => {
+                let tiles = codes.as_chunks_mut::<TILE_FEATURES>().0;
+                let steps = tiles.chunks_exact_mut(TILE_ROWS);
+                for (step, part) in steps.zip(row.as_chunks::<TILE_FEATURES>().0) {
+                    step[i] = *part;
+                }
+            }
         }
     }
 }

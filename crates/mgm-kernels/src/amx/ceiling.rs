@@ -1,17 +1,11 @@
 //! Tile products that never touch memory: the ceiling of the AMX unit.
 
 use std::arch::asm;
-use std::arch::x86_64::__cpuid_count;
 
-use super::amx::{configure, release};
+use super::{configure, release};
 
 /// Tiles that are added up at a time; two more hold the operands.
 const SUMS: u64 = 6;
-
-/// Whether the processor multiplies tiles of bytes. The rest of what AMX needs is the level's business.
-pub(crate) fn has_int8() -> bool {
-    __cpuid_count(7, 0).edx >> 25 & 1 == 1
-}
 
 macro_rules! tile_products {
     ($(#[$attribute:meta])* $name:ident, $instruction:literal, $depth:literal) => {
@@ -51,13 +45,13 @@ tile_products!(
     /// Products of bf16 tiles on this thread; the operations done.
     ///
     /// # Safety
-    /// The machine has AMX bf16 and the process the permission.
+    /// The machine has [`crate::level::Level::Amx`].
     bf16, "tdpbf16ps", 32
 );
 tile_products!(
     /// Products of tiles of signed bytes on this thread; the operations done.
     ///
     /// # Safety
-    /// The machine has AMX int8 and the process the permission.
+    /// The machine has [`crate::level::Level::Amx`].
     int8, "tdpbssd", 64
 );
