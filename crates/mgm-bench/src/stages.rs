@@ -304,7 +304,7 @@ fn read_rows(decoder: &Decoder, cache: &mut KvCache, embeddings: &Tensor) -> Res
             .map_err(mini_gemini::Error::from)?;
         let mut caches = [(&mut *cache, end - start)];
         let wanted = usize::from(end == rows);
-        let last = decoder.hidden_tails(&block, &mut caches, &[wanted])?;
+        let last = decoder.hidden_tails(&block, &mut caches, &[wanted], &mut || Ok(()))?;
         if wanted > 0 {
             decoder.logits(&last)?;
         }

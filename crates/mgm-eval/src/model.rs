@@ -180,7 +180,9 @@ impl<'model> ModelAnswerer<'model> {
                 return Ok(None);
             }
             let mut caches = [(&mut self.cache, unread.len())];
-            let last = model.decoder().hidden_tails(&rows, &mut caches, &[1])?;
+            let last = model
+                .decoder()
+                .hidden_tails(&rows, &mut caches, &[1], &mut || Ok(()))?;
             self.cached.append(&mut unread);
             let id = greedy(&model.decoder().logits(&last)?.flatten_all()?.to_vec1()?);
             if model.stop_ids().contains(&id) || self.cached.len() + 1 >= limit {

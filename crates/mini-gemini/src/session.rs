@@ -13,7 +13,7 @@ use crate::pictures::{Picture, PictureKey, SeenPictures};
 use crate::sampling::{GenerateOptions, Overlong, Sampler};
 use crate::slots::{Read, Slot};
 
-/// Rows prefilled at once; bounds activation memory and lets a long prompt be interrupted.
+/// Rows prefilled at once; bounds activation memory.
 const PREFILL_ROWS: usize = 768;
 
 /// What happens while an answer is made.
@@ -33,6 +33,8 @@ pub enum Event<'a> {
         /// Positions not known from earlier turns.
         tokens: usize,
     },
+    /// Between two layers of a tower, or of the decoder while the prompt is read: nothing to show, but the answer may be stopped.
+    Working,
     /// More of the answer.
     Text(&'a str),
 }
@@ -259,9 +261,14 @@ impl<'a> Session<'a> {
             if on_event(Event::EncodingImage { index, total }) == Control::Stop {
                 return Ok(Control::Stop);
             }
+            let mut pause = || go_on(on_event(Event::Working));
+            let visual_tokens = match self.model.look_at(prepared, &mut pause) {
+                Err(Error::Stopped) => return Ok(Control::Stop),
+                looked => looked?,
+            };
             self.pictures.push(Picture {
                 key: *key,
-                visual_tokens: self.model.look_at(prepared, &mut || Ok(()))?,
+                visual_tokens,
             });
         }
         if !prepared.is_empty() {
@@ -315,14 +322,24 @@ impl<'a> Session<'a> {
                 return Ok(None);
             }
             let logits = usize::from(remaining == block.len());
-            last = self.read(block, logits)?.pop();
+            let mut pause = || go_on(on_event(Event::Working));
+            last = match self.read(block, logits, &mut pause) {
+                Err(Error::Stopped) => return Ok(None),
+                read => read?.pop(),
+            };
         }
         last.ok_or_else(|| Error::Input("the prompt is empty".into()))
             .map(Some)
     }
 
     /// Runs the decoder over further positions and remembers them; gives the logits after the last ones, as many as asked for.
-    fn read(&mut self, slots: &[Slot], logits: usize) -> Result<Vec<Vec<f32>>> {
+    /// `pause` is called before each layer.
+    fn read(
+        &mut self,
+        slots: &[Slot],
+        logits: usize,
+        pause: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<Vec<Vec<f32>>> {
         let pictures = &self.pictures;
         let find = |key| {
             let held = pictures.iter().find(|held| held.key == key)?;
@@ -333,7 +350,7 @@ impl<'a> Session<'a> {
             slots,
             logits,
         };
-        let logits = self.model.read(&mut [read], &find)?;
+        let logits = self.model.read_with(&mut [read], &find, pause)?;
         self.cached.extend_from_slice(slots);
         Ok(logits)
     }
@@ -342,7 +359,7 @@ impl<'a> Session<'a> {
     fn read_again(&mut self, forgotten: usize, ids: &[u32]) -> Result<Vec<Vec<f32>>> {
         self.forget(forgotten);
         let slots: Vec<Slot> = ids.iter().copied().map(Slot::Text).collect();
-        self.read(&slots, slots.len())
+        rayon::scope(|_| self.read(&slots, slots.len(), &mut || Ok(())))
     }
 
     /// Forgets the last positions read.
@@ -405,6 +422,13 @@ impl<'a> Session<'a> {
             on_event(Event::Text(&piece));
         }
         Ok(())
+    }
+}
+
+fn go_on(control: Control) -> Result<()> {
+    match control {
+        Control::Continue => Ok(()),
+        Control::Stop => Err(Error::Stopped),
     }
 }
 

@@ -142,9 +142,22 @@ impl MiniGemini {
         reads: &mut [Read<'_>],
         pictures: &(dyn Fn(PictureKey) -> Option<VisualTokens> + Sync),
     ) -> Result<Vec<Vec<f32>>> {
-        let held: Vec<usize> = reads.iter().map(|read| read.cache.len()).collect();
         // On a thread of the kernels' pool: from outside, each of the hundreds of parallel loops of a pass would begin with waking it.
-        let result = rayon::scope(|_| self.read_here(reads, pictures));
+        rayon::scope(|_| self.read_with(reads, pictures, &mut || Ok(())))
+    }
+
+    /// [`Self::read`] that calls `pause` before each layer; its error ends the work.
+    ///
+    /// # Errors
+    /// As [`Self::read`], and when `pause` says so.
+    pub fn read_with(
+        &self,
+        reads: &mut [Read<'_>],
+        pictures: &dyn Fn(PictureKey) -> Option<VisualTokens>,
+        pause: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<Vec<Vec<f32>>> {
+        let held: Vec<usize> = reads.iter().map(|read| read.cache.len()).collect();
+        let result = self.read_here(reads, pictures, pause);
         if result.is_err() {
             for (read, held) in reads.iter_mut().zip(held) {
                 read.cache.truncate(held);
@@ -157,6 +170,7 @@ impl MiniGemini {
         &self,
         reads: &mut [Read<'_>],
         pictures: &dyn Fn(PictureKey) -> Option<VisualTokens>,
+        pause: &mut dyn FnMut() -> Result<()>,
     ) -> Result<Vec<Vec<f32>>> {
         let mut parts = Vec::new();
         for read in reads.iter() {
@@ -176,7 +190,7 @@ impl MiniGemini {
             .map(|read| (&mut *read.cache, read.slots.len()))
             .collect();
         let decoder = self.decoder();
-        let hidden = decoder.hidden_tails(&embeddings, &mut caches, &wanted)?;
+        let hidden = decoder.hidden_tails(&embeddings, &mut caches, &wanted, pause)?;
         match wanted.iter().sum() {
             0 => Ok(Vec::new()),
             _ => Ok(decoder.logits(&hidden)?.to_vec2()?),

@@ -164,7 +164,7 @@ fn last_rows_alone_equal_last_rows_of_all() {
             .unwrap();
         let mut caches: Vec<_> = tailed.iter_mut().zip(lengths).collect();
         let last = decoder
-            .hidden_tails(&prompt, &mut caches, &[2, 0, 1])
+            .hidden_tails(&prompt, &mut caches, &[2, 0, 1], &mut || Ok(()))
             .unwrap();
         let expected = candle_core::Tensor::cat(
             &[all.narrow(0, 7, 2).unwrap(), all.narrow(0, 29, 1).unwrap()],
@@ -183,7 +183,7 @@ fn last_rows_alone_equal_last_rows_of_all() {
         // Rows that nothing is asked for.
         let mut caches: Vec<_> = tailed.iter_mut().zip(lengths).collect();
         let none = decoder
-            .hidden_tails(&prompt, &mut caches, &[0, 0, 0])
+            .hidden_tails(&prompt, &mut caches, &[0, 0, 0], &mut || Ok(()))
             .unwrap();
         assert_eq!(none.dims(), [0, decoder.config().hidden_size], "{family}");
         let mut caches: Vec<_> = whole.iter_mut().zip(lengths).collect();
@@ -193,7 +193,11 @@ fn last_rows_alone_equal_last_rows_of_all() {
         assert_eq!(follow(&mut tailed), follow(&mut whole), "{family}");
         let mut caches: Vec<_> = tailed.iter_mut().zip(lengths).collect();
         for wrong in [&[1, 1][..], &[1, 5, 1]] {
-            assert!(decoder.hidden_tails(&prompt, &mut caches, wrong).is_err());
+            assert!(
+                decoder
+                    .hidden_tails(&prompt, &mut caches, wrong, &mut || Ok(()))
+                    .is_err()
+            );
         }
     }
 }

@@ -261,6 +261,7 @@ fn pieces_make_the_text_and_sampling_repeats_with_its_seed() {
                     Event::ImageEncoded => order.push("encoded".into()),
                     Event::Prefilling { .. } => order.push("prefill".into()),
                     Event::Text(piece) => pieces.push_str(piece),
+                    Event::Working => {}
                 }
                 Control::Continue
             },
@@ -326,6 +327,39 @@ fn a_stopped_answer_keeps_what_there_is() {
         next.text,
         from_nothing(&model, &history[..before], &[picture(30, 40, 2)])
     );
+}
+
+/// Stopped between layers, of the towers or of the decoder, nothing of the turn stays.
+#[test]
+fn an_answer_stops_between_layers() {
+    let model = load("llama", &[]);
+    let expected = ask(&mut model.session(), "the thing?", vec![picture(30, 40, 2)]);
+    let layers = model.decoder().config().layers;
+    let mut session = model.session();
+    for reading in [false, true] {
+        let (mut prefilling, mut steps) = (false, 0);
+        let answer = session
+            .ask(
+                "the thing?",
+                vec![picture(30, 40, 2)],
+                &options(),
+                &mut |event| {
+                    prefilling |= matches!(event, Event::Prefilling { .. });
+                    steps += usize::from(matches!(event, Event::Working) && prefilling == reading);
+                    match steps {
+                        // Before the last layer, when all others have written keys and values.
+                        steps if steps == if reading { layers } else { 1 } => Control::Stop,
+                        _ => Control::Continue,
+                    }
+                },
+            )
+            .unwrap();
+        assert_eq!(answer.stop, StopReason::Interrupted, "reading: {reading}");
+        assert!(answer.text.is_empty() && session.messages().is_empty());
+    }
+    let answer = ask(&mut session, "the thing?", vec![picture(30, 40, 2)]);
+    assert_eq!(answer.text, expected.text);
+    assert_eq!(answer.cached_tokens, 0);
 }
 
 #[test]

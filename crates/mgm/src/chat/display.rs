@@ -45,6 +45,7 @@ impl<'watch> Display<'watch> {
             }),
             Event::ImageEncoded => self.stop_waiting(),
             Event::Prefilling { tokens } => self.wait(format!("reading {tokens} tokens")),
+            Event::Working => {}
             Event::Text(piece) => {
                 self.stop_waiting();
                 self.first_text.get_or_insert_with(Instant::now);

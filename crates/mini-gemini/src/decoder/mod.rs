@@ -15,6 +15,7 @@ use mgm_nn::ops::{self, RopeTable};
 use mgm_nn::{Bias, Embedding, Linear, WeightPolicy, WeightSource, WeightStorage};
 
 use crate::error::{Error, Result};
+use crate::towers::Pause;
 use attention::Attention;
 pub use cache::{CachePool, KvCache};
 use cache::{Store, TensorCache};
@@ -284,20 +285,23 @@ impl Decoder {
     /// # Errors
     /// When the lengths in `context` do not add up to the rows, or a tensor operation fails.
     pub fn hidden(&self, embeddings: &Tensor, context: &mut Context) -> Result<Tensor> {
-        self.run(embeddings, context, None)
+        self.run(embeddings, context, None, &mut || Ok(()))
     }
 
     /// [`Self::hidden`] of no more than the last rows of each sequence, `tails` of them, one sequence after another: what the next token needs.
     /// The last layer makes keys and values of all rows, and everything else of those alone: for a prompt of one row that is asked for it is
     /// nearly a whole layer less.
     ///
+    /// `pause` is called before each layer; its error ends the work, and then no cache has more positions.
+    ///
     /// # Errors
-    /// As [`Self::hidden`], and when `tails` does not have one number for each cache, or one above its rows.
+    /// As [`Self::hidden`], when `tails` does not have one number for each cache, or one above its rows, or when `pause` says so.
     pub fn hidden_tails(
         &self,
         embeddings: &Tensor,
         caches: &mut [(&mut KvCache, usize)],
         tails: &[usize],
+        pause: &mut Pause<'_>,
     ) -> Result<Tensor> {
         let too_many = |((_, length), tail): (&(_, usize), &usize)| tail > length;
         if tails.len() != caches.len() || caches.iter().zip(tails).any(too_many) {
@@ -310,7 +314,8 @@ impl Decoder {
             .iter_mut()
             .map(|(cache, length)| (&mut **cache, *length))
             .collect();
-        self.run(embeddings, &mut Context::Cached(&mut caches), Some(tails))
+        let mut context = Context::Cached(&mut caches);
+        self.run(embeddings, &mut context, Some(tails), pause)
     }
 
     fn run(
@@ -318,6 +323,7 @@ impl Decoder {
         embeddings: &Tensor,
         context: &mut Context,
         tails: Option<&[usize]>,
+        pause: &mut Pause<'_>,
     ) -> Result<Tensor> {
         let (rows, _) = embeddings.dims2()?;
         let (lengths, positions) = match context {
@@ -360,20 +366,24 @@ impl Decoder {
         };
         let (eps, offset) = (self.config.norm_eps, self.config.norm_offset);
         for (index, layer) in self.layers.iter().enumerate() {
+            pause()?;
             let rows = match index + 1 == self.layers.len() {
                 true => ended,
                 false => whole,
             };
-            let normed = ops::rms_norm(&hidden, &layer.input_norm, eps, offset)?;
-            let attended = layer
-                .attention
-                .forward(&normed, index, rows, &self.rope, context)?;
-            hidden = (rows.tails_of(&hidden)? + attended)?;
-            if hidden.dim(0)? == 0 {
-                break;
-            }
-            let normed = ops::rms_norm(&hidden, &layer.post_attention_norm, eps, offset)?;
-            hidden = (hidden + layer.feed_forward.forward(&normed)?)?;
+            // On a thread of the kernels' pool: from outside, each parallel loop of a layer would begin with waking it.
+            hidden = rayon::scope(|_| -> Result<Tensor> {
+                let normed = ops::rms_norm(&hidden, &layer.input_norm, eps, offset)?;
+                let attended = layer
+                    .attention
+                    .forward(&normed, index, rows, &self.rope, context)?;
+                let hidden = (rows.tails_of(&hidden)? + attended)?;
+                if hidden.dim(0)? == 0 {
+                    return Ok(hidden);
+                }
+                let normed = ops::rms_norm(&hidden, &layer.post_attention_norm, eps, offset)?;
+                Ok((hidden + layer.feed_forward.forward(&normed)?)?)
+            })?;
         }
         if let Context::Cached(caches) = context {
             for (cache, length) in caches.iter_mut() {
