@@ -38,6 +38,14 @@ impl Mapped {
         Ok(Arc::new(Self(Content::File(map))))
     }
 
+    /// Asks the system to read the whole file into its cache while other work goes on. A hint.
+    pub fn will_need(&self) {
+        #[cfg(unix)]
+        if let Content::File(map) = &self.0 {
+            let _ = map.advise(memmap2::Advice::WillNeed);
+        }
+    }
+
     /// Gives the pages that lie wholly inside these bytes back to the system: they no longer count as this process's memory and are read again
     /// from the file (or the system's cache of it) when next touched. Contents do not change. A hint: where the system has no such
     /// call, or refuses it, nothing happens.

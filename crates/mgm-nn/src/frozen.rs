@@ -9,8 +9,8 @@ use mgm_kernels::int8::{self, GatedWeight, Int8Weight};
 use mgm_kernels::mlp::MlpWeight;
 use mgm_kernels::quant::{self, QuantWeight};
 
-use crate::weights::ElementType;
 use crate::weights::stored::StoredMatrix;
+use crate::weights::{ElementType, Form};
 
 /// A frozen matrix W `[out_features, in_features]` for `y = x·Wᵀ`. Cheap to share in an [`Arc`].
 pub struct FrozenWeight {
@@ -117,6 +117,24 @@ impl FrozenWeight {
             }
             FrozenStorage::Mapped(weight) => weight.bytes(),
             FrozenStorage::Dense(weight) => weight.elem_count() * weight.dtype().size_in_bytes(),
+        }
+    }
+
+    /// The bytes of a matrix that was brought into the kernels' order, and which order that is.
+    pub(crate) fn stored(&self) -> Option<(Form, &[u8])> {
+        match &self.storage {
+            FrozenStorage::Packed(weight) => {
+                Some((Form::of_floats(weight.weight_type()), weight.stored()))
+            }
+            FrozenStorage::Int8(weight) => Some((Form::Int8, weight.stored())),
+            FrozenStorage::Quantised(weight) if weight.is_interleaved() => {
+                Some((Form::Blocks(weight.quant_type().to_ggml()), weight.data()))
+            }
+            FrozenStorage::QuantisedInt8(weight) if weight.is_interleaved() => Some((
+                Form::BlocksInt8(weight.quant_type().to_ggml()),
+                weight.data(),
+            )),
+            _ => None,
         }
     }
 

@@ -31,7 +31,7 @@ pub use linear::Linear;
 pub use mgm_kernels::gemm::Activation;
 pub use weights::{
     Bias, Bytes, Derivation, ElementType, GgufMetadata, GgufTensor, GgufValue, GgufValueOut,
-    GgufWriter, ImportanceMatrix, LoraConfig, Parameters, RandomTensors, RandomValues, TensorInfo,
-    ValueChange, WeightPolicy, WeightSource, WeightStorage, save_safetensors,
-    save_safetensors_with_metadata,
+    GgufWriter, ImportanceMatrix, KeptMatrices, LoraConfig, Parameters, RandomTensors,
+    RandomValues, TensorInfo, ValueChange, WeightPolicy, WeightSource, WeightStorage,
+    save_safetensors, save_safetensors_with_metadata,
 };

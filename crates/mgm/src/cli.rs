@@ -65,6 +65,11 @@ pub(crate) struct ModelArgs {
     #[arg(long, value_enum, default_value_t = DtypeChoice::Auto)]
     pub(crate) dtype: DtypeChoice,
 
+    /// Keep the weights as they are packed in a file beside the model (as large as they are in memory), so that the next start with this dtype
+    /// maps them instead of packing them again
+    #[arg(long)]
+    pub(crate) keep_packed: bool,
+
     /// CPU threads [default: one per logical core]
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<NonZeroUsize>,

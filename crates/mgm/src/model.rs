@@ -49,6 +49,7 @@ pub(crate) fn options(args: &ModelArgs, template: Option<&str>) -> Result<LoadOp
     Ok(LoadOptions {
         precision: precision(args)?,
         template: template.map(str::to_string),
+        keep_packed: args.keep_packed,
         ..args.files.load_options()
     })
 }
@@ -81,6 +82,7 @@ pub(crate) fn load(args: &ModelArgs, template: Option<&str>) -> Result<MiniGemin
             spinner.set_message(format!("loading {}: layer {done} of {total}", args.model));
         }
         LoadEvent::Vision => spinner.set_message(format!("loading {}: towers", args.model)),
+        LoadEvent::Keeping => spinner.set_message(format!("keeping {} packed", args.model)),
     });
     spinner.finish_and_clear();
     Ok(model?)

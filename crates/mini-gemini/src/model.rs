@@ -1,10 +1,11 @@
 //! The whole model: vision, language, tokeniser, and the splice between them.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
 use mgm_image::{PreparedImage, RgbImage};
-use mgm_nn::{LoraConfig, Parameters, WeightPolicy, WeightSource, WeightStorage};
+use mgm_nn::{KeptMatrices, LoraConfig, Parameters, WeightPolicy, WeightSource, WeightStorage};
 use mgm_text::{IMAGE_TOKEN, Template, Tokenizer};
 
 use crate::checkpoint::Checkpoint;
@@ -63,6 +64,9 @@ pub struct LoadOptions {
     pub mmproj: Option<PathBuf>,
     /// Gemma's numerics, in place of the configuration's.
     pub gemma_numerics: Option<GemmaNumerics>,
+    /// Keep the matrices, in the order in which they are multiplied, in a file beside the model: loaded again in the same precision, they
+    /// are mapped from there.
+    pub keep_packed: bool,
     /// Bytes of memory the model may take, in place of what [`available_memory`] finds.
     pub available_memory: Option<u64>,
 }
@@ -81,6 +85,8 @@ pub enum LoadEvent<'a> {
     },
     /// The towers, miner and projector are being loaded.
     Vision,
+    /// The file of kept matrices is being completed.
+    Keeping,
 }
 
 /// Low-rank adapter targets: every linear layer of the decoder. A CLIP tower has layers of the same names; they are left alone.
@@ -129,15 +135,30 @@ impl MiniGemini {
         for note in &checkpoint.notes {
             on_event(LoadEvent::Note(note));
         }
-        let storage = options.precision.storage();
-        let (placement, warning) = fit(&checkpoint, options)?;
+        let mut checkpoint = checkpoint;
+        let mut kept = match options.keep_packed {
+            true => keep(&checkpoint, options, on_event),
+            false => None,
+        };
+        let (placement, warning) = match &kept {
+            // The system may take back the memory of mapped files.
+            Some(kept) if kept.is_ready() => (Placement::ALL, None),
+            _ => fit(&checkpoint, options)?,
+        };
         if let Some(warning) = warning {
             on_event(LoadEvent::Note(&warning));
         }
-        let storage = if placement.rest_packed {
-            storage
-        } else {
-            WeightStorage::Mapped
+        if placement != Placement::ALL && kept.take().is_some() {
+            on_event(LoadEvent::Note(
+                "warning: the packed weights are not kept: not all of them are packed",
+            ));
+        }
+        if let Some(kept) = &kept {
+            checkpoint.weights = checkpoint.weights.with_kept(Arc::clone(kept));
+        }
+        let storage = match placement.rest_packed {
+            true => options.precision.storage(),
+            false => WeightStorage::Mapped,
         };
         let policy = WeightPolicy {
             device: Device::Cpu,
@@ -145,7 +166,16 @@ impl MiniGemini {
             trainable: Vec::new(),
             lora: None,
         };
-        Self::from_opened(checkpoint, options, policy, placement, on_event)
+        let model = Self::from_opened(checkpoint, options, policy, placement, on_event)?;
+        if let Some(kept) = kept.filter(|kept| !kept.is_ready()) {
+            on_event(LoadEvent::Keeping);
+            // A tied head is made when it is first asked for.
+            model.decoder.head()?;
+            if let Err(error) = kept.finish() {
+                on_event(LoadEvent::Note(&not_kept(&error)));
+            }
+        }
+        Ok(model)
     }
 
     /// Loads a model under a weight policy: what is trainable, where low-rank adapters go, in what precision frozen weights are held.
@@ -202,7 +232,6 @@ impl MiniGemini {
         on_event: &mut dyn FnMut(LoadEvent),
     ) -> Result<Self> {
         checkpoint.require_tensors()?;
-        let tokenizer = checkpoint.tokenizer.load()?;
         let Checkpoint {
             name,
             directory,
@@ -210,6 +239,7 @@ impl MiniGemini {
             config_file,
             weights,
             lora,
+            tokenizer,
             ..
         } = checkpoint;
         policy.lora = policy.lora.or(lora);
@@ -218,12 +248,28 @@ impl MiniGemini {
         let decoder_config = config.decoder(&config_file)?;
         let total = decoder_config.layers;
         let packed_layers = placement.packed_layers;
-        let decoder =
-            Decoder::load_with_progress(decoder_config, &weights, packed_layers, &mut |done| {
-                on_event(LoadEvent::Layer { done, total });
-            })?;
-        on_event(LoadEvent::Vision);
-        let vision = Vision::load(&config, &weights)?;
+        // A large vocabulary takes as long as weights that only have to be mapped, and one thread.
+        let (tokenizer, decoder, vision) = std::thread::scope(|scope| {
+            let tokenizer = scope.spawn(|| tokenizer.load());
+            let load = || -> Result<_> {
+                let mut tell = |done| on_event(LoadEvent::Layer { done, total });
+                let decoder = Decoder::load_with_progress(
+                    decoder_config,
+                    &weights,
+                    packed_layers,
+                    &mut tell,
+                )?;
+                on_event(LoadEvent::Vision);
+                Ok((decoder, Vision::load(&config, &weights)?))
+            };
+            let loaded = load();
+            let tokenizer = match tokenizer.join() {
+                Ok(tokenizer) => tokenizer?,
+                Err(panic) => std::panic::resume_unwind(panic),
+            };
+            let (decoder, vision) = loaded?;
+            Ok::<_, Error>((tokenizer, decoder, vision))
+        })?;
         let mut stop_ids = template.stop_token_ids(&tokenizer);
         stop_ids.extend(config.eos_token_id.iter().flat_map(|ids| ids.ids()));
         stop_ids.sort_unstable();
@@ -368,6 +414,43 @@ impl MiniGemini {
             _ => Ok(Tensor::cat(&parts, 0)?),
         }
     }
+}
+
+/// The file of the model's kept matrices, read or begun; nothing, with a note, where that fails.
+fn keep(
+    checkpoint: &Checkpoint,
+    options: &LoadOptions,
+    on_event: &mut dyn FnMut(LoadEvent),
+) -> Option<Arc<KeptMatrices>> {
+    let adapter = options.adapter.as_deref().and_then(Path::file_name);
+    let adapter = adapter.map(|name| format!("+{}", name.to_string_lossy()));
+    let file = format!(
+        "{}{}.{}.kept",
+        checkpoint.name.replace(['/', '\\'], "-"),
+        adapter.unwrap_or_default(),
+        match options.precision {
+            Precision::Auto => "stored",
+            Precision::F32 => "f32",
+            Precision::Bf16 => "bf16",
+            Precision::F16 => "f16",
+            Precision::Int8 => "int8",
+        }
+    );
+    let files: Vec<PathBuf> = (checkpoint.weights.files().into_iter())
+        .map(PathBuf::from)
+        .collect();
+    let path = checkpoint.directory.join(file);
+    match KeptMatrices::open(&path, &files, options.precision.storage()) {
+        Ok(kept) => Some(Arc::new(kept)),
+        Err(error) => {
+            on_event(LoadEvent::Note(&not_kept(&error)));
+            None
+        }
+    }
+}
+
+fn not_kept(error: &mgm_nn::Error) -> String {
+    format!("warning: the packed weights are not kept: {error}")
 }
 
 /// What of the model is packed into the memory there is, and one line for the user when not all of it fits.

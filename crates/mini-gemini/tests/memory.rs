@@ -5,6 +5,8 @@
 
 mod common;
 
+use std::path::Path;
+
 use candle_core::Tensor;
 use common::*;
 use mini_gemini::{LoadEvent, LoadOptions, MiniGemini, ModelSource, Precision};
@@ -76,6 +78,92 @@ fn weights_to_be_converted_are_converted() {
         let (found, expected) = (outputs(&model), outputs(&expected));
         assert_eq!(floats(&found.0), floats(&expected.0));
     }
+}
+
+/// Loads a copy of a fixture that keeps its packed matrices, and what was told meanwhile.
+fn load_keeping(folder: &Path, memory: u64, precision: Precision) -> (MiniGemini, Vec<String>) {
+    let options = LoadOptions {
+        precision,
+        keep_packed: true,
+        available_memory: Some(memory),
+        ..LoadOptions::default()
+    };
+    let mut told = Vec::new();
+    let source = ModelSource::Path(folder.to_path_buf());
+    let model = MiniGemini::load_with_progress(&source, &options, &mut |event| match event {
+        LoadEvent::Note(note) => told.push(note.to_string()),
+        LoadEvent::Keeping => told.push("keeping".to_string()),
+        LoadEvent::Layer { .. } | LoadEvent::Vision => {}
+    });
+    (model.unwrap(), told)
+}
+
+fn copied(family: &str) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(fixture(family)).unwrap() {
+        let entry = entry.unwrap();
+        let to = folder.path().join(entry.file_name());
+        std::fs::copy(entry.path(), to).unwrap();
+    }
+    folder
+}
+
+/// The second time nothing is packed, whatever memory there is, and the results are the same bits.
+#[test]
+fn packed_matrices_are_kept_beside_the_model() {
+    for family in ["llama", "gemma"] {
+        let folder = copied(family);
+        for precision in [Precision::Auto, Precision::Bf16, Precision::Int8] {
+            let (plain, _) = load_within(family, PLENTY, precision);
+            let expected = outputs(&plain);
+            for (memory, said) in [(PLENTY, &["keeping"][..]), (PLENTY, &[]), (1 << 20, &[])] {
+                let (model, told) = load_keeping(folder.path(), memory, precision);
+                assert_eq!(told, said, "{family} {precision:?}");
+                let found = outputs(&model);
+                assert_eq!(
+                    floats(&found.0),
+                    floats(&expected.0),
+                    "{family} {precision:?}"
+                );
+                assert_eq!(
+                    floats(&found.1),
+                    floats(&expected.1),
+                    "{family} {precision:?}"
+                );
+            }
+        }
+        let kept = std::fs::read_dir(folder.path()).unwrap().filter(|entry| {
+            let path = entry.as_ref().unwrap().path();
+            path.extension().is_some_and(|kind| kind == "kept")
+        });
+        assert_eq!(kept.count(), 3);
+    }
+}
+
+/// A model whose weights cannot be kept answers all the same.
+#[test]
+fn weights_that_cannot_be_kept_are_told() {
+    let folder = copied("llama");
+    let (_, told) = load_keeping(folder.path(), 1 << 20, Precision::Auto);
+    let last = told.last().unwrap();
+    assert!(
+        last.contains("are not kept: not all of them are packed"),
+        "{told:?}"
+    );
+    let name = folder.path().file_name().unwrap().to_string_lossy();
+    let file = folder.path().join(format!("{name}.stored.kept"));
+    std::fs::write(&file, "a letter").unwrap();
+    let (model, told) = load_keeping(folder.path(), PLENTY, Precision::Auto);
+    let [note] = told.as_slice() else {
+        panic!("{told:?}");
+    };
+    assert!(
+        note.contains("are not kept") && note.contains("remove it"),
+        "{note}"
+    );
+    assert_eq!(std::fs::read(&file).unwrap(), b"a letter");
+    let (expected, _) = load_within("llama", PLENTY, Precision::Auto);
+    assert_eq!(floats(&outputs(&model).0), floats(&outputs(&expected).0));
 }
 
 /// A token needs two of the four experts of a layer; the others are not read for it.

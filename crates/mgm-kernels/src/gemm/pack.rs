@@ -13,6 +13,7 @@ use crate::elementwise::bf16_bits;
 use crate::level::has_avx512_bf16;
 use crate::level::{Level, level};
 use crate::math::{narrow_half, widen_half};
+use crate::quant::{Bytes, QuantError};
 
 /// Output columns of one panel.
 pub(crate) const PANEL: usize = 32;
@@ -53,7 +54,7 @@ pub struct PackedWeight {
     n: usize,
     k: usize,
     weight_type: WeightType,
-    data: Aligned,
+    data: Bytes,
 }
 
 impl PackedWeight {
@@ -98,47 +99,36 @@ impl PackedWeight {
             n * k,
             "PackedWeight::pack_transposed: expected {k}×{n} elements"
         );
-        let mut packed = Self::zeroed(n, k, t);
-        let panel_bytes = packed.panel_bytes();
-        if panel_bytes == 0 {
-            return packed;
-        }
-        packed
-            .data
-            .cast_mut::<u8>()
-            .par_chunks_exact_mut(panel_bytes)
-            .enumerate()
-            .for_each(|(panel, bytes)| {
-                let columns = PANEL.min(n - panel * PANEL);
-                for p in 0..k {
-                    let row = &w_kn[p * n + panel * PANEL..][..columns];
-                    match t {
-                        WeightType::F32 => {
-                            let out = bytemuck::cast_slice_mut::<u8, f32>(
-                                &mut bytes[p * PANEL * 4..][..PANEL * 4],
-                            );
-                            out[..columns].copy_from_slice(row);
+        Self::fill(n, k, t, |panel, bytes| {
+            let columns = PANEL.min(n - panel * PANEL);
+            for p in 0..k {
+                let row = &w_kn[p * n + panel * PANEL..][..columns];
+                match t {
+                    WeightType::F32 => {
+                        let out = bytemuck::cast_slice_mut::<u8, f32>(
+                            &mut bytes[p * PANEL * 4..][..PANEL * 4],
+                        );
+                        out[..columns].copy_from_slice(row);
+                    }
+                    WeightType::F16 => {
+                        let out = bytemuck::cast_slice_mut::<u8, u16>(
+                            &mut bytes[p * PANEL * 2..][..PANEL * 2],
+                        );
+                        for (o, &value) in out.iter_mut().zip(row) {
+                            *o = narrow_half(value);
                         }
-                        WeightType::F16 => {
-                            let out = bytemuck::cast_slice_mut::<u8, u16>(
-                                &mut bytes[p * PANEL * 2..][..PANEL * 2],
-                            );
-                            for (o, &value) in out.iter_mut().zip(row) {
-                                *o = narrow_half(value);
-                            }
-                        }
-                        WeightType::Bf16 => {
-                            let out = bytemuck::cast_slice_mut::<u8, u16>(
-                                &mut bytes[p / 2 * PANEL * 4..][..PANEL * 4],
-                            );
-                            for (c, &value) in row.iter().enumerate() {
-                                out[2 * c + p % 2] = bf16_bits(value);
-                            }
+                    }
+                    WeightType::Bf16 => {
+                        let out = bytemuck::cast_slice_mut::<u8, u16>(
+                            &mut bytes[p / 2 * PANEL * 4..][..PANEL * 4],
+                        );
+                        for (c, &value) in row.iter().enumerate() {
+                            out[2 * c + p % 2] = bf16_bits(value);
                         }
                     }
                 }
-            });
-        packed
+            }
+        })
     }
 
     /// Builds a weight row by row, without a row-major copy of it; `row(j, out)` writes the `k` values of output feature `j`. Runs in
@@ -149,39 +139,68 @@ impl PackedWeight {
         t: WeightType,
         row: impl Fn(usize, &mut [f32]) + Sync,
     ) -> Self {
-        let mut packed = Self::zeroed(n, k, t);
-        let panel_bytes = packed.panel_bytes();
-        if panel_bytes == 0 {
-            return packed;
-        }
-        packed
-            .data
-            .cast_mut::<u8>()
-            .par_chunks_exact_mut(panel_bytes)
-            .enumerate()
-            .for_each(|(panel, bytes)| {
-                fill_panel(
-                    level(),
-                    t,
-                    k,
-                    PANEL.min(n - panel * PANEL),
-                    bytes,
-                    |column, out| {
-                        row(panel * PANEL + column, out);
-                    },
-                );
-            });
-        packed
+        Self::fill(n, k, t, |panel, bytes| {
+            fill_panel(
+                level(),
+                t,
+                k,
+                PANEL.min(n - panel * PANEL),
+                bytes,
+                |column, out| {
+                    row(panel * PANEL + column, out);
+                },
+            );
+        })
     }
 
-    fn zeroed(n: usize, k: usize, weight_type: WeightType) -> Self {
-        let bytes = n.next_multiple_of(PANEL) * k.next_multiple_of(K_ALIGN) * weight_type.bytes();
+    /// Builds a weight panel by panel, in parallel; `panel(index, bytes)` gets zeros.
+    fn fill(
+        n: usize,
+        k: usize,
+        weight_type: WeightType,
+        panel: impl Fn(usize, &mut [u8]) + Sync,
+    ) -> Self {
+        let bytes = panel_bytes(k, weight_type);
+        let all = Self::stored_bytes(n, k, weight_type);
+        let mut data = Aligned::lasting(all);
+        data.cast_mut::<u8>()[..all]
+            .par_chunks_exact_mut(bytes.max(1))
+            .enumerate()
+            .for_each(|(index, bytes)| panel(index, bytes));
         Self {
             n,
             k,
             weight_type,
-            data: Aligned::lasting(bytes),
+            data: Bytes::from_aligned(data, all),
         }
+    }
+
+    /// A weight whose [stored bytes](Self::stored) were kept, in a mapped file for instance.
+    ///
+    /// # Errors
+    /// When they are not as many as the matrix needs, or do not begin at a multiple of 64.
+    pub fn from_stored(
+        n: usize,
+        k: usize,
+        weight_type: WeightType,
+        data: Bytes,
+    ) -> Result<Self, QuantError> {
+        data.check_panels(n, k, Self::stored_bytes(n, k, weight_type))?;
+        Ok(Self {
+            n,
+            k,
+            weight_type,
+            data,
+        })
+    }
+
+    /// The panels, for [`Self::from_stored`]. Their order is this crate's own: see [`crate::STORED_LAYOUT`].
+    pub fn stored(&self) -> &[u8] {
+        self.data()
+    }
+
+    fn stored_bytes(n: usize, k: usize, weight_type: WeightType) -> usize {
+        n.div_ceil(PANEL) * panel_bytes(k, weight_type)
     }
 
     /// Output features.
@@ -196,7 +215,7 @@ impl PackedWeight {
 
     /// Bytes of storage.
     pub fn bytes(&self) -> usize {
-        self.data.len_bytes()
+        self.data().len()
     }
 
     /// Element type of the storage.
@@ -211,50 +230,39 @@ impl PackedWeight {
 
     /// Bytes of one panel.
     pub(crate) fn panel_bytes(&self) -> usize {
-        PANEL * self.k.next_multiple_of(K_ALIGN) * self.weight_type.bytes()
+        panel_bytes(self.k, self.weight_type)
     }
 
     /// All panels.
     pub(crate) fn data(&self) -> &[u8] {
-        self.data.cast()
+        self.data.as_slice()
     }
 
     /// `Wᵀ`: output features become input features. For gradients with respect to the input.
     pub fn transposed(&self) -> Self {
-        let mut out = Self::zeroed(self.k, self.n, self.weight_type);
-        let panel_bytes = out.panel_bytes();
-        if panel_bytes == 0 {
-            return out;
-        }
         // Storage is a grid of 32×32 blocks, each contiguous: swap the grid indices and transpose inside the blocks.
         let block = PANEL * PANEL * self.weight_type.bytes();
         let source = self.data();
         let source_panel = self.panel_bytes();
         let t = self.weight_type;
-        out.data
-            .cast_mut::<u8>()
-            .par_chunks_exact_mut(panel_bytes)
-            .enumerate()
-            .for_each(|(panel, bytes)| {
-                for (tile, to) in bytes.chunks_exact_mut(block).enumerate() {
-                    let from = &source[tile * source_panel + panel * block..][..block];
-                    match t {
-                        WeightType::F32 => transpose_block::<u32>(
-                            bytemuck::cast_slice(from),
-                            bytemuck::cast_slice_mut(to),
-                        ),
-                        WeightType::F16 => transpose_block::<u16>(
-                            bytemuck::cast_slice(from),
-                            bytemuck::cast_slice_mut(to),
-                        ),
-                        WeightType::Bf16 => transpose_pairs(
-                            bytemuck::cast_slice(from),
-                            bytemuck::cast_slice_mut(to),
-                        ),
+        Self::fill(self.k, self.n, t, |panel, bytes| {
+            for (tile, to) in bytes.chunks_exact_mut(block).enumerate() {
+                let from = &source[tile * source_panel + panel * block..][..block];
+                match t {
+                    WeightType::F32 => transpose_block::<u32>(
+                        bytemuck::cast_slice(from),
+                        bytemuck::cast_slice_mut(to),
+                    ),
+                    WeightType::F16 => transpose_block::<u16>(
+                        bytemuck::cast_slice(from),
+                        bytemuck::cast_slice_mut(to),
+                    ),
+                    WeightType::Bf16 => {
+                        transpose_pairs(bytemuck::cast_slice(from), bytemuck::cast_slice_mut(to))
                     }
                 }
-            });
-        out
+            }
+        })
     }
 
     /// The matrix as row-major `f32` `[n, k]`.
@@ -298,6 +306,11 @@ impl PackedWeight {
 
 /// Columns that are transposed into a panel together.
 const COLUMNS: usize = 16;
+
+/// Bytes of a panel of `k` features.
+fn panel_bytes(k: usize, t: WeightType) -> usize {
+    PANEL * k.next_multiple_of(K_ALIGN) * t.bytes()
+}
 
 /// Fills the first `columns` columns of a panel; `column(c, out)` writes the `k` values of column `c`.
 pub(crate) fn fill_panel(

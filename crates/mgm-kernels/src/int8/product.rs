@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use super::portable;
 use super::rows::{RowPart, Rows};
-use super::weight::{CHUNK, COLUMNS, Int8Weight, chunk_len, chunks};
+use super::weight::{CHUNK, COLUMNS, Int8Weight, chunk, chunk_len, chunks};
 use crate::buffer::with_scratch;
 use crate::gemm::{Activation, Epilogue};
 use crate::level::Level;
@@ -44,8 +44,9 @@ impl Source<'_> {
         let (_, k) = self.features();
         match *self {
             Self::Panels(weight) => {
-                for chunk in 0..chunks(k) {
-                    f(chunk, chunk_len(k, chunk), weight.chunk(panel, chunk));
+                let panel = weight.panel(panel);
+                for index in 0..chunks(k) {
+                    f(index, chunk_len(k, index), chunk(panel, k, index));
                 }
             }
             Self::Blocks(weight) => weight.int8_chunks(panel, |chunk, bytes| {

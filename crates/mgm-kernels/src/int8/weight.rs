@@ -8,6 +8,7 @@ use rayon::prelude::*;
 
 use crate::buffer::{Aligned, with_scratch};
 use crate::level::level;
+use crate::quant::{Bytes, QuantError};
 
 use super::rows::quantize_chunk_at;
 
@@ -42,7 +43,7 @@ pub(super) fn chunk_len(k: usize, index: usize) -> usize {
 pub struct Int8Weight {
     n: usize,
     k: usize,
-    data: Aligned,
+    data: Bytes,
 }
 
 impl Int8Weight {
@@ -62,24 +63,39 @@ impl Int8Weight {
     /// Builds a weight row by row, without a row-major copy of it; `row(j, out)` writes the `k` values of output feature `j`. Runs in
     /// parallel, in any order.
     pub fn pack_rows(n: usize, k: usize, row: impl Fn(usize, &mut [f32]) + Sync) -> Self {
-        let bytes = n.div_ceil(COLUMNS) * panel_bytes(k);
-        let mut weight = Self {
-            n,
-            k,
-            data: Aligned::lasting(bytes),
-        };
-        if bytes == 0 {
-            return weight;
-        }
-        weight.data.cast_mut::<u8>()[..bytes]
-            .par_chunks_exact_mut(panel_bytes(k))
+        let bytes = Self::stored_bytes(n, k);
+        let mut data = Aligned::lasting(bytes);
+        data.cast_mut::<u8>()[..bytes]
+            .par_chunks_exact_mut(panel_bytes(k).max(1))
             .enumerate()
             .for_each(|(panel, bytes)| {
                 let first = panel * COLUMNS;
                 let columns = COLUMNS.min(n - first);
                 fill_panel(k, columns, bytes, |column, out| row(first + column, out));
             });
-        weight
+        Self {
+            n,
+            k,
+            data: Bytes::from_aligned(data, bytes),
+        }
+    }
+
+    /// A weight whose [stored bytes](Self::stored) were kept, in a mapped file for instance.
+    ///
+    /// # Errors
+    /// When they are not as many as the matrix needs, or do not begin at a multiple of 64.
+    pub fn from_stored(n: usize, k: usize, data: Bytes) -> Result<Self, QuantError> {
+        data.check_panels(n, k, Self::stored_bytes(n, k))?;
+        Ok(Self { n, k, data })
+    }
+
+    /// The panels, for [`Self::from_stored`]. Their order is this crate's own: see [`crate::STORED_LAYOUT`].
+    pub fn stored(&self) -> &[u8] {
+        self.data.as_slice()
+    }
+
+    fn stored_bytes(n: usize, k: usize) -> usize {
+        n.div_ceil(COLUMNS) * panel_bytes(k)
     }
 
     /// Output features.
@@ -94,13 +110,13 @@ impl Int8Weight {
 
     /// Bytes of storage.
     pub fn bytes(&self) -> usize {
-        self.data.len_bytes()
+        self.stored().len()
     }
 
-    /// Chunk `chunk` of panel `panel`.
-    pub(super) fn chunk(&self, panel: usize, chunk: usize) -> &[u8] {
-        let start = panel * panel_bytes(self.k) + chunk * chunk_bytes(CHUNK);
-        &self.data.cast::<u8>()[start..][..chunk_bytes(chunk_len(self.k, chunk))]
+    /// Panel `panel`.
+    pub(super) fn panel(&self, panel: usize) -> &[u8] {
+        let bytes = panel_bytes(self.k);
+        &self.stored()[panel * bytes..][..bytes]
     }
 
     /// The values of output feature `j`, as they are stored.
@@ -117,7 +133,7 @@ impl Int8Weight {
         );
         let (panel, column) = (j / COLUMNS, j % COLUMNS);
         for (index, out) in out.chunks_mut(CHUNK).enumerate() {
-            let (scales, codes) = self.chunk(panel, index).split_at(SCALE_BYTES);
+            let (scales, codes) = chunk(self.panel(panel), self.k, index).split_at(SCALE_BYTES);
             let scale: f32 = bytemuck::pod_read_unaligned(&scales[4 * column..][..4]);
             let steps = codes.as_chunks::<STEP_BYTES>().0;
             for (out, step) in out.chunks_mut(4).zip(steps) {
@@ -138,6 +154,11 @@ impl Int8Weight {
         }
         out
     }
+}
+
+/// Chunk `index` of a panel of `k` features.
+pub(super) fn chunk(panel: &[u8], k: usize, index: usize) -> &[u8] {
+    &panel[index * chunk_bytes(CHUNK)..][..chunk_bytes(chunk_len(k, index))]
 }
 
 /// Bytes of a panel.

@@ -75,6 +75,26 @@ impl Bytes {
         })
     }
 
+    /// Whether these can be panels of a matrix `[n, k]` that take so many bytes, which vectors and tiles read from whole cache lines.
+    pub(crate) fn check_panels(
+        &self,
+        n: usize,
+        k: usize,
+        expected: usize,
+    ) -> Result<(), QuantError> {
+        let bytes = self.as_slice();
+        let aligned = bytes.is_empty() || bytes.as_ptr().addr().is_multiple_of(64);
+        if bytes.len() == expected && aligned {
+            return Ok(());
+        }
+        Err(QuantError::Panels {
+            n,
+            k,
+            expected,
+            found: bytes.len(),
+        })
+    }
+
     /// The bytes.
     pub fn as_slice(&self) -> &[u8] {
         // An owner that shrinks breaks its own contract; it then yields no bytes rather than foreign ones.

@@ -148,6 +148,18 @@ pub enum QuantError {
         /// Bytes given.
         found: usize,
     },
+    /// Kept panels are not those of the matrix.
+    #[error("panels of [{n}, {k}]: expected {expected} bytes at a multiple of 64, found {found}")]
+    Panels {
+        /// Output features.
+        n: usize,
+        /// Input features.
+        k: usize,
+        /// Bytes that the matrix needs.
+        expected: usize,
+        /// Bytes given.
+        found: usize,
+    },
     /// A byte range reaches outside its buffer.
     #[error("byte range {start}..{end} reaches outside a buffer of {len} bytes")]
     Range {
@@ -317,6 +329,31 @@ impl QuantWeight {
             interleaved: true,
             ..self.clone()
         }
+    }
+
+    /// A weight whose [interleaved](Self::interleave) [data](Self::data) were kept, in a mapped file for instance.
+    ///
+    /// # Errors
+    /// When rows are not whole blocks, or the bytes are not as many as the matrix needs or do not begin at a multiple of 64.
+    pub fn from_interleaved(
+        quant_type: QuantType,
+        n: usize,
+        k: usize,
+        data: Bytes,
+    ) -> Result<Self, QuantError> {
+        if !k.is_multiple_of(quant_type.block_len()) {
+            return Err(QuantError::RowLength { quant_type, k });
+        }
+        let weight = Self {
+            quant_type,
+            n,
+            k,
+            data,
+            interleaved: true,
+        };
+        let bytes = n.next_multiple_of(GROUP) * weight.row_bytes();
+        weight.data.check_panels(n, k, bytes)?;
+        Ok(weight)
     }
 
     /// Whether this is an [interleaved](Self::interleave) copy.

@@ -73,8 +73,28 @@ impl WeightSource {
         Ok(Some(LinearBias::Frozen(values.into())))
     }
 
-    /// Stores a matrix as the policy says. What was copied out of a mapped file gives its pages back.
+    /// Stores a matrix as the policy says, or takes it from where it is kept.
     fn freeze(
+        &self,
+        found: &Found,
+        in_features: usize,
+        out_features: usize,
+    ) -> Result<Arc<FrozenWeight>> {
+        let kept = self.kept().filter(|_| self.device().is_cpu());
+        if let Some(kept) = kept
+            && let Some(weight) = kept.find(&found.name, out_features, in_features)?
+        {
+            return Ok(weight);
+        }
+        let made = self.make(found, in_features, out_features)?;
+        if let Some(kept) = kept {
+            kept.keep(&found.name, &made);
+        }
+        Ok(made)
+    }
+
+    /// Stores a matrix as the policy says. What was copied out of a mapped file gives its pages back.
+    fn make(
         &self,
         found: &Found,
         in_features: usize,

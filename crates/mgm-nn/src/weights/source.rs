@@ -12,6 +12,7 @@ use mgm_kernels::quant::Bytes;
 use super::element_type::TensorInfo;
 use super::gguf::{GgufFile, GgufMetadata};
 use super::index;
+use super::kept::KeptMatrices;
 use super::layer::{Entry, Layer};
 use super::parameters::Parameters;
 use super::policy::WeightPolicy;
@@ -43,6 +44,7 @@ struct Shared {
     layers: Vec<Arc<Layer>>,
     policy: WeightPolicy,
     parameters: Parameters,
+    kept: Option<Arc<KeptMatrices>>,
 }
 
 /// A stored tensor and where it was found.
@@ -115,6 +117,7 @@ impl WeightSource {
             layers,
             policy: WeightPolicy::default(),
             parameters: Parameters::default(),
+            kept: None,
         };
         Self {
             shared: Arc::new(shared),
@@ -265,12 +268,13 @@ impl WeightSource {
     }
 
     fn with_layers(self, layers: Vec<Arc<Layer>>) -> Self {
-        let (policy, parameters) = (self.shared.policy.clone(), self.shared.parameters.clone());
+        let shared = &self.shared;
         Self {
             shared: Arc::new(Shared {
                 layers,
-                policy,
-                parameters,
+                policy: shared.policy.clone(),
+                parameters: shared.parameters.clone(),
+                kept: shared.kept.clone(),
             }),
             prefix: self.prefix,
         }
@@ -278,15 +282,32 @@ impl WeightSource {
 
     /// The same tensors under another policy, with an empty registry of parameters.
     pub fn with_policy(self, policy: WeightPolicy) -> Self {
-        let layers = self.shared.layers.clone();
         Self {
             shared: Arc::new(Shared {
-                layers,
+                layers: self.shared.layers.clone(),
                 policy,
                 parameters: Parameters::default(),
+                kept: self.shared.kept.clone(),
             }),
             prefix: self.prefix,
         }
+    }
+
+    /// The same tensors, whose matrices are taken from a file that keeps them or written to it when they are made.
+    pub fn with_kept(self, kept: Arc<KeptMatrices>) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                layers: self.shared.layers.clone(),
+                policy: self.shared.policy.clone(),
+                parameters: self.shared.parameters.clone(),
+                kept: Some(kept),
+            }),
+            prefix: self.prefix,
+        }
+    }
+
+    pub(super) fn kept(&self) -> Option<&KeptMatrices> {
+        self.shared.kept.as_deref()
     }
 
     /// What becomes of the weights.

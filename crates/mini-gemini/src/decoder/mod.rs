@@ -393,7 +393,7 @@ impl Decoder {
         Ok(ops::rms_norm(&hidden, &self.norm, eps, offset)?)
     }
 
-    fn head(&self) -> Result<Linear> {
+    pub(crate) fn head(&self) -> Result<Linear> {
         match &self.head {
             Some(head) => Ok(head.clone()),
             None => Ok(self.embedding.as_linear()?),
