@@ -230,6 +230,7 @@ fn products_match_the_dequantised_weights() {
                 (9, 50, 3),
                 (17, 16, 2),
                 (40, 65, 2),
+                (40, 35, 19),
             ] {
                 // Row lengths that are not whole chunks of 256 where the format allows it.
                 let k = blocks * t.block_len();

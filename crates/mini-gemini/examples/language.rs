@@ -127,7 +127,10 @@ fn continue_greedily(
 
 fn at_once(decoder: &Decoder, prompt: &[u32], follow: &[u32]) -> Result<Tensor, Box<dyn Error>> {
     let all = [prompt, &follow[..follow.len() - 1]].concat();
-    let hidden = decoder.hidden(&decoder.embed(&all)?, &mut Context::Sequences(&[all.len()]))?;
+    // Through a cache, as a prompt is read.
+    let mut cache = decoder.new_cache();
+    let mut context = [(&mut cache, all.len())];
+    let hidden = decoder.hidden(&decoder.embed(&all)?, &mut Context::Cached(&mut context))?;
     Ok(decoder.logits(&hidden.narrow(0, prompt.len() - 1, follow.len())?)?)
 }
 

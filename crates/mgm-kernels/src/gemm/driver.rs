@@ -109,8 +109,21 @@ pub(crate) fn quantized(
     epilogue: &Epilogue,
 ) {
     let (n, k) = (w.n(), w.k());
-    let row = |j: usize, first: usize, out: &mut [f32]| w.dequantize_part(j, first, out);
     let t = quantized_panel_type(level);
+    if t == WeightType::Bf16 && k > 0 {
+        let write = |panel: usize, features: Range<usize>, bytes: &mut [u8]| {
+            w.bf16_panel(panel, features, bytes);
+        };
+        let panels = Panels::Generated {
+            ldb: t.panel_step(),
+            parts: true,
+            write: &write,
+        };
+        let family = kernel::family(level, t, m);
+        run(level, family, m, n, k, x, k, 1, &panels, out, epilogue);
+        return;
+    }
+    let row = |j: usize, first: usize, out: &mut [f32]| w.dequantize_part(j, first, out);
     generated(level, m, n, k, t, x, Rows::Parts(&row), out, epilogue);
 }
 
@@ -519,8 +532,9 @@ pub(super) fn multiply(
                         for k_block in 0..k_blocks {
                             let first = k_block * features;
                             let part = first..(first + features).min(k);
+                            let bytes = part.len().next_multiple_of(K_ALIGN) / per_step * ldb * 4;
                             for panel in group.clone() {
-                                write(panel, part.clone(), buffer);
+                                write(panel, part.clone(), &mut buffer[..bytes]);
                                 rectangle(k_block, panel, buffer.as_ptr(), ldb);
                             }
                         }

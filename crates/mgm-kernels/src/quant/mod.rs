@@ -1,6 +1,8 @@
 //! GGML quantised weights: block formats, dequantisation, quantisation, and products straight from the blocks.
 
 mod activations;
+#[cfg(target_arch = "x86_64")]
+mod bf16_panel_avx512;
 mod blocks;
 mod bytes;
 mod codes;
@@ -482,6 +484,62 @@ impl QuantWeight {
         {
             let _ = (panel, &mut f);
             unreachable!("blocks become panels with AVX-512 only");
+        }
+    }
+
+    /// Writes the features `features` (from a multiple of 256 on, whole blocks) of the rows `32 · panel..` as steps of a bf16 panel (see
+    /// [`crate::gemm::PackedWeight`]). Only where the machine has [`Level::Avx512`] and bf16 products.
+    ///
+    /// # Panics
+    /// Without these, when there is no such panel, or `out` has another length.
+    pub(crate) fn bf16_panel(&self, panel: usize, features: Range<usize>, out: &mut [u8]) {
+        #[cfg(target_arch = "x86_64")]
+        {
+            const COLUMNS: usize = 2 * GROUP;
+            assert!(
+                level::has_avx512_bf16() && panel * COLUMNS < self.n,
+                "bf16 panels: no bf16 products, or no panel {panel}"
+            );
+            let (t, row_bytes) = (self.quant_type, self.row_bytes());
+            let first = panel * COLUMNS;
+            let rows = COLUMNS.min(self.n - first);
+            let blocks = features.start / 32..features.end / 32;
+            if self.interleaved {
+                let bytes = rows.next_multiple_of(GROUP) * row_bytes;
+                let groups = &self.data()[first * row_bytes..][..bytes];
+                // SAFETY: the machine has this level.
+                unsafe { bf16_panel_avx512::part(t, groups, row_bytes, blocks, out) };
+                return;
+            }
+            // The same part of all rows, side by side.
+            let of = |feature: usize| feature / t.block_len() * t.block_bytes();
+            let part = of(features.start)..of(features.end);
+            let padded = rows.next_multiple_of(GROUP);
+            with_scratch((rows + padded) * part.len(), |scratch| {
+                let (gathered, groups) = scratch.cast_mut::<u8>().split_at_mut(rows * part.len());
+                let places = gathered.chunks_exact_mut(part.len().max(1));
+                for (row, place) in places.enumerate() {
+                    let start = (first + row) * row_bytes;
+                    let row = &self.data()[start..start + row_bytes];
+                    place.copy_from_slice(&row[part.clone()]);
+                }
+                let groups = &mut groups[..padded * part.len()];
+                let group_bytes = (GROUP * part.len()).max(1);
+                for (rows, group) in gathered
+                    .chunks(group_bytes)
+                    .zip(groups.chunks_exact_mut(group_bytes))
+                {
+                    interleaved::interleave(t, rows, part.len(), group);
+                }
+                let blocks = 0..blocks.len();
+                // SAFETY: the machine has this level.
+                unsafe { bf16_panel_avx512::part(t, groups, part.len(), blocks, out) };
+            });
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        {
+            let _ = (panel, features, out);
+            unreachable!("blocks become bf16 panels with AVX-512 only");
         }
     }
 
