@@ -15,7 +15,8 @@ pub struct EngineOptions {
     pub vision_cache_bytes: usize,
     /// Bytes of pictures that wait to be looked at.
     pub pending_picture_bytes: usize,
-    /// Prompt rows read in one step, beside the rows of running answers: more reads faster, fewer keeps others' answers flowing.
+    /// Prompt rows read in one step, beside the rows of running answers: more reads faster, fewer keeps others' answers flowing. Twice as many
+    /// where no answer is running.
     pub prefill_rows: usize,
     /// While a picture is looked at, running answers get a step each time so long has passed; less often, up to a quarter, when several
     /// requests wait for pictures.

@@ -57,7 +57,9 @@ impl Scheduler {
     /// Which prompts get rows in this step: half of them the prompt that came first, the others in turns. Short prompts are soon read, and
     /// a long one is not read the slower the more come after it.
     fn plan(&mut self) -> Chunks {
-        let mut left = self.shared.options.prefill_rows;
+        // Nobody's next token waits for the step then, and larger ones are faster.
+        let times = if self.answers.is_empty() { 2 } else { 1 };
+        let mut left = times * self.shared.options.prefill_rows;
         let mut rows = vec![0; self.readings.len()];
         if let Some(first) = self.first() {
             rows[first] = self.readings[first].unread().min(left.div_ceil(2));
