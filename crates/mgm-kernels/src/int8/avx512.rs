@@ -1,9 +1,9 @@
-//! One pass over a chunk of a panel with `vpdpbusd`.
+//! One pass over a chunk of a panel with `vpdpbusd`, and the rounding of a row's chunk.
 
 use std::arch::x86_64::*;
 
-use super::rows::{PASS_ROWS, RowPart};
-use super::weight::{COLUMNS, SCALE_BYTES, STEP_BYTES};
+use super::rows::{PASS_ROWS, RowPart, SMALLEST};
+use super::weight::{CHUNK, COLUMNS, SCALE_BYTES, STEP_BYTES};
 
 /// `out [rows, 32] (+)=` the products of a block of rows with the 32 columns of a chunk.
 ///
@@ -22,7 +22,9 @@ pub(super) fn chunk(rows: RowPart, panel: &[u8], out: &mut [[f32; COLUMNS]], add
             match count {
                 0 => {}
                 // SAFETY: the assertion above; the panel has `steps` steps behind its scales.
-                $($m => unsafe { pass::<$m>(steps, rows, panel, out, add) },)*
+                $($m if add => unsafe { pass::<$m, true>(steps, rows, panel, out) },)*
+                // SAFETY: as above.
+                $($m => unsafe { pass::<$m, false>(steps, rows, panel, out) },)*
                 _ => panic!("{count} rows in one pass, at most {PASS_ROWS}"),
             }
         };
@@ -34,12 +36,11 @@ pub(super) fn chunk(rows: RowPart, panel: &[u8], out: &mut [[f32; COLUMNS]], add
 /// The machine has the features; `rows` are `M` rows of `steps` steps, `panel` has as many, and `out` `M` rows.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma")]
-unsafe fn pass<const M: usize>(
+unsafe fn pass<const M: usize, const ADD: bool>(
     steps: usize,
     rows: RowPart,
     panel: &[u8],
     out: &mut [[f32; COLUMNS]],
-    add: bool,
 ) {
     // SAFETY: the caller's: every step has 128 bytes of the panel and four of each row.
     unsafe {
@@ -61,19 +62,55 @@ unsafe fn pass<const M: usize>(
         }
         let scales = panel.as_ptr().cast::<f32>();
         let scales = [_mm512_loadu_ps(scales), _mm512_loadu_ps(scales.add(16))];
-        for (i, (out, totals)) in out.iter_mut().zip(totals).enumerate() {
+        let out = out.as_mut_ptr().cast::<f32>();
+        // Unrolled, as an array is built: a loop would have the sums go through memory.
+        let _: [(); M] = std::array::from_fn(|i| {
             let head = _mm512_set1_ps((*heads.add(i)).scale);
-            for (half, (total, scale)) in totals.into_iter().zip(scales).enumerate() {
-                let out = out.as_mut_ptr().add(16 * half);
-                let before = if add {
-                    _mm512_loadu_ps(out)
+            for half in 0..2 {
+                let out = out.add(COLUMNS * i + 16 * half);
+                let total = _mm512_cvtepi32_ps(totals[i][half]);
+                let scale = _mm512_mul_ps(scales[half], head);
+                let sum = if ADD {
+                    _mm512_fmadd_ps(total, scale, _mm512_loadu_ps(out))
                 } else {
-                    _mm512_setzero_ps()
+                    _mm512_mul_ps(total, scale)
                 };
-                let scale = _mm512_mul_ps(scale, head);
-                let sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(total), scale, before);
                 _mm512_storeu_ps(out, sum);
             }
+        });
+    }
+}
+
+/// Rounds a whole chunk to codes within ±127, all of it in registers; scale and sum of the codes.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+pub(super) fn quantize_chunk(x: &[f32; CHUNK], codes: &mut [i8; CHUNK]) -> (f32, i32) {
+    let parts = x.as_chunks::<16>().0;
+    // SAFETY: sixteen values each.
+    let x: [__m512; CHUNK / 16] =
+        std::array::from_fn(|i| unsafe { _mm512_loadu_ps(parts[i].as_ptr()) });
+    let mut largest = [_mm512_setzero_ps(); 4];
+    for x in x.chunks_exact(4) {
+        for (largest, x) in largest.iter_mut().zip(x) {
+            // The second operand where the first is not a number.
+            *largest = _mm512_max_ps(_mm512_abs_ps(*x), *largest);
         }
     }
+    let [a, b, c, d] = largest;
+    let largest = _mm512_max_ps(_mm512_max_ps(a, b), _mm512_max_ps(c, d));
+    let largest = _mm512_reduce_max_ps(largest);
+    let inverse = if largest > SMALLEST {
+        127.0 / largest
+    } else {
+        0.0
+    };
+    let inverse = _mm512_set1_ps(inverse);
+    let mut sums = [_mm512_setzero_si512(); 2];
+    for (i, (x, codes)) in x.into_iter().zip(codes.as_chunks_mut::<16>().0).enumerate() {
+        let rounded = _mm512_cvtps_epi32(_mm512_mul_ps(x, inverse));
+        sums[i % 2] = _mm512_add_epi32(sums[i % 2], rounded);
+        // SAFETY: sixteen codes.
+        unsafe { _mm_storeu_si128(codes.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(rounded)) };
+    }
+    let sum = _mm512_reduce_add_epi32(_mm512_add_epi32(sums[0], sums[1]));
+    (largest / 127.0, sum)
 }

@@ -75,6 +75,13 @@ impl Layout {
         }
     }
 
+    /// First row of each block, and the number of rows.
+    fn starts(self, m: usize) -> Vec<usize> {
+        (0..=self.blocks(m))
+            .map(|block| self.start(m, block))
+            .collect()
+    }
+
     /// First row of a block.
     fn start(self, m: usize, block: usize) -> usize {
         match self {
@@ -89,6 +96,8 @@ impl Layout {
 pub(super) struct Rows<'a> {
     m: usize,
     layout: Layout,
+    /// First row of each block, and behind the last one the number of rows.
+    starts: Vec<usize>,
     /// Of each chunk and block what [`Layout`] says.
     codes: &'a [i8],
     /// `[chunks][m]`.
@@ -151,6 +160,7 @@ impl Rows<'_> {
             f(&Rows {
                 m,
                 layout,
+                starts: layout.starts(m),
                 codes,
                 heads,
             })
@@ -198,6 +208,7 @@ impl Rows<'_> {
             f(&Rows {
                 m,
                 layout,
+                starts: layout.starts(m),
                 codes,
                 heads,
             })
@@ -211,7 +222,7 @@ impl Rows<'_> {
 
     /// Blocks of rows.
     pub(super) fn blocks(&self) -> usize {
-        self.layout.blocks(self.m)
+        self.starts.len() - 1
     }
 
     /// Whether the tile unit multiplies these rows.
@@ -221,7 +232,7 @@ impl Rows<'_> {
 
     /// First row of block `index`; for the number of blocks, the number of rows.
     pub(super) fn start(&self, index: usize) -> usize {
-        self.layout.start(self.m, index)
+        self.starts[index]
     }
 
     /// Chunk `chunk`, of `features` features, of the rows of block `index`.
@@ -277,6 +288,22 @@ fn quantize_part(
     }
 }
 
+/// Rounds up to a chunk of values to codes within ±127; returns scale and sum of the codes. `codes` may be longer. The same bits at every level, but for
+/// what is not a number.
+pub(super) fn quantize_chunk_at(level: Level, x: &[f32], codes: &mut [i8]) -> (f32, i32) {
+    #[cfg(target_arch = "x86_64")]
+    if level >= Level::Avx512
+        && let (Some(x), Some(codes)) = (x.as_array(), codes.first_chunk_mut())
+    {
+        // SAFETY: the machine has this level.
+        return unsafe { super::avx512::quantize_chunk(x, codes) };
+    }
+    quantize_part_of_chunk_at(level, x, codes)
+}
+
+/// Whether a chunk's largest value can be divided by: of smaller values the inverse would be infinite.
+pub(super) const SMALLEST: f32 = 1e-36;
+
 /// Rounds up to a chunk of values to codes within ±127; returns scale and sum of the codes. `codes` may be longer.
 #[inline(always)]
 fn quantize_chunk<const FMA: bool>(x: &[f32], codes: &mut [i8]) -> (f32, i32) {
@@ -292,8 +319,7 @@ fn quantize_chunk<const FMA: bool>(x: &[f32], codes: &mut [i8]) -> (f32, i32) {
     }
     let largest = lanes.iter().copied().fold(0.0f32, f32::max);
     let largest = rest.iter().fold(largest, |most, x| most.max(x.abs()));
-    // Of smaller values the inverse would be infinite.
-    let inverse = if largest > 1e-36 {
+    let inverse = if largest > SMALLEST {
         127.0 / largest
     } else {
         0.0
@@ -323,4 +349,36 @@ fn quantize_chunk<const FMA: bool>(x: &[f32], codes: &mut [i8]) -> (f32, i32) {
     (largest / 127.0, total)
 }
 
-multiversion!(pub(super) fn quantize_chunk_at(x: &[f32], codes: &mut [i8]) -> (f32, i32) = quantize_chunk);
+multiversion!(fn quantize_part_of_chunk_at(x: &[f32], codes: &mut [i8]) -> (f32, i32) = quantize_chunk);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::level::available;
+
+    #[test]
+    fn a_chunk_is_rounded_alike_at_every_level() {
+        for (length, scale) in [
+            (CHUNK, 1.0),
+            (CHUNK, 3e-30),
+            (CHUNK, 1e-40),
+            (CHUNK, 0.0),
+            (77, 5.0),
+        ] {
+            let x: Vec<f32> = (0..length)
+                .map(|i| scale * ((i * 7919 % 2003) as f32 / 1001.0 - 1.0))
+                .collect();
+            let rounded = |level: Level| {
+                let mut codes = [0i8; CHUNK];
+                let (scale, sum) = quantize_chunk_at(level, &x, &mut codes);
+                (scale.to_bits(), sum, codes)
+            };
+            let expected = rounded(Level::Portable);
+            let sum: i32 = expected.2.iter().map(|&code| i32::from(code)).sum();
+            assert_eq!(sum, expected.1);
+            for level in available() {
+                assert!(rounded(level) == expected, "{level:?} {length} {scale:e}");
+            }
+        }
+    }
+}
