@@ -179,6 +179,35 @@ fn blocks_become_panels_of_their_values() {
     }
 }
 
+/// Blocks of which the largest value is a few steps from zero, which a fixed point does not hold.
+#[test]
+fn blocks_that_use_few_codes_become_panels_too() {
+    let (m, n, k) = (70, 40, 512);
+    // Q4_0: a scale of 1 and codes around 8, that is values of -1, 0, and 1.
+    let data: Vec<u8> = (0..n * k / 32 * 18)
+        .map(|i| match i % 18 {
+            0 => 0,
+            1 => 0x3c,
+            _ => [0x87, 0x98, 0x79, 0x88, 0x99][i * 7 / 3 % 5],
+        })
+        .collect();
+    let w = QuantWeight::new(QuantType::Q4_0, n, k, Bytes::from_vec(data)).unwrap();
+    let values = w.dequantize_all();
+    assert!(values.iter().all(|v| v.abs() <= 1.0) && values.iter().any(|v| *v != 0.0));
+    let x = random(21, m * k);
+    let expected = product(n, k, &rounded(k, &x), &values);
+    for level in available()
+        .into_iter()
+        .filter(|level| *level >= Level::Avx512)
+    {
+        let mut found = vec![f32::NAN; m * n];
+        quant_gemm_int8_at(level, m, &x, &w, &mut found, &Epilogue::default());
+        let far = distance(&found, &expected);
+        // These values are codes exactly.
+        assert!(far < 1e-6, "{level:?}: {far:e}");
+    }
+}
+
 /// Gate, up and down one after another.
 fn gated(m: usize, x: &[f32], n: [usize; 2], w: [GatedWeight; 3], f: Activation) -> Vec<f32> {
     let multiply = |x: &[f32], w: GatedWeight, n: usize, activation: Activation| {

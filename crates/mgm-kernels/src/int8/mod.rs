@@ -20,7 +20,7 @@ pub(crate) use amx::self_test as amx_self_test;
 pub(crate) use product::tile_product;
 pub use weight::Int8Weight;
 #[cfg(target_arch = "x86_64")]
-pub(crate) use weight::{CHUNK, COLUMNS, STEP_BYTES, chunk_bytes};
+pub(crate) use weight::{CHUNK, COLUMNS, STEP_BYTES, ZERO, chunk_bytes};
 
 use crate::gemm::{Activation, Epilogue};
 use crate::level::{self, Level};
