@@ -10,6 +10,7 @@ use super::weight::{CHUNK, COLUMNS, Int8Weight, chunk, chunk_len, chunks};
 use crate::buffer::with_scratch;
 use crate::gemm::{Activation, Epilogue};
 use crate::level::Level;
+use crate::math::multiversion;
 use crate::quant::QuantWeight;
 use crate::shared::SharedSlice;
 
@@ -142,14 +143,7 @@ pub(super) fn gated(
                             panel_tile(level, rows, blocks.clone(), source, panel, tile);
                         }
                         activation.apply(level, gates);
-                        let columns = first..(first + COLUMNS).min(width);
-                        let pairs = gates.chunks(COLUMNS).zip(ups.chunks(COLUMNS));
-                        for (out, (gates, ups)) in out.chunks_mut(width).zip(pairs) {
-                            let out = out[columns.clone()].iter_mut();
-                            for ((out, gate), up) in out.zip(gates).zip(ups) {
-                                *out = gate * up;
-                            }
-                        }
+                        multiply_into_at(level, gates, ups, width, first, out);
                     }
                 });
             };
@@ -159,6 +153,30 @@ pub(super) fn gated(
         });
     }
 }
+
+/// `gates [rows, 32] ⊙ ups [rows, 32]` into the columns of `out [rows, width]` from `first` on.
+#[inline(always)]
+fn multiply_into<const FMA: bool>(
+    gates: &[f32],
+    ups: &[f32],
+    width: usize,
+    first: usize,
+    out: &mut [f32],
+) {
+    let columns = first..(first + COLUMNS).min(width);
+    let pairs = (gates.as_chunks::<COLUMNS>().0.iter()).zip(ups.as_chunks::<COLUMNS>().0);
+    for (out, (gates, ups)) in out.chunks_exact_mut(width).zip(pairs) {
+        let out = &mut out[columns.clone()];
+        let products: [f32; COLUMNS] = std::array::from_fn(|i| gates[i] * ups[i]);
+        if let Some(whole) = out.as_mut_array() {
+            *whole = products;
+        } else {
+            out.copy_from_slice(&products[..out.len()]);
+        }
+    }
+}
+
+multiversion!(fn multiply_into_at(gates: &[f32], ups: &[f32], width: usize, first: usize, out: &mut [f32]) = multiply_into);
 
 /// `out [rows, n] = x [rows, k]·Wᵀ + bias` on one thread, for work that goes on with the result while it is in the caches.
 ///

@@ -476,6 +476,12 @@ impl QuantWeight {
                             chunk,
                         );
                     }
+                    // The blocks of the next chunk come from memory while this one is multiplied.
+                    for group in groups.chunks_exact(group_bytes) {
+                        let of = |block: usize| GROUP * row_bytes / blocks * block;
+                        let next = (end + CHUNK / 32).min(blocks);
+                        requantise_avx512::fetch(&group[of(end)..of(next)]);
+                    }
                     f(index, chunk);
                 }
             });
