@@ -71,16 +71,21 @@ class BrowserDatabase {
     });
   }
 
-  /** Removes a conversation and its pictures. */
-  delete(id) {
-    return this.#write((conversationStore, pictureStore) => {
+  /** Removes a conversation, and then its pictures. */
+  async delete(id) {
+    const conversation = this.#write((conversationStore) => {
       conversationStore.delete(id);
+      // At once: a page that is going away has no next event.
+      conversationStore.transaction.commit();
+    });
+    const pictures = this.#write((_, pictureStore) => {
       pictureStore.index('conversation').openKeyCursor(IDBKeyRange.only(id)).onsuccess = ({ target }) => {
         if (!target.result) return;
         pictureStore.delete(target.result.primaryKey);
         target.result.continue();
       };
     });
+    await Promise.all([conversation, pictures]);
   }
 
   #read(name, ask) {

@@ -104,15 +104,18 @@ export class Library extends EventTarget {
     const restore = () => {
       this.#conversations.set(id, conversation);
       this.#announce('list');
-      gone.then((pictures) => this.save(conversation, pictures));
+      gone.then((pictures) => {
+        // It may have been removed again meanwhile.
+        if (this.#conversations.get(id) === conversation) this.save(conversation, pictures);
+      });
     };
     return { gone, restore };
   }
 
   /** Takes a conversation out of the database; resolves to its pictures. */
   async #forget(id) {
-    const pictures = await this.#database.picturesOf(id);
-    await this.#database.delete(id);
+    // Asked for first, so answered with what is there before; the removal does not wait for it.
+    const [pictures] = await Promise.all([this.#database.picturesOf(id), this.#database.delete(id)]);
     this.#channel?.postMessage({ removed: id });
     return pictures;
   }
