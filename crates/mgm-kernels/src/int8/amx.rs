@@ -17,10 +17,13 @@ struct Sums([[i32; COLUMNS]; TILE_ROWS]);
 
 /// `out` (the rows of the blocks one after another) `(+)=` the products of some blocks of rows with the 32 columns of a chunk.
 ///
+/// # Safety
+/// The machine has [`crate::level::Level::Amx`].
+///
 /// # Panics
 /// When the rows are not those of tiles, or a slice is too short.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma")]
-pub(super) fn chunk(
+pub(super) unsafe fn chunk(
     rows: &Rows,
     blocks: Range<usize>,
     chunk: usize,
@@ -36,7 +39,8 @@ pub(super) fn chunk(
     let place = |block: usize| rows.start(block) - first..rows.start(block + 1) - first;
     for block in blocks.clone() {
         let part = rows.part(block, chunk, features);
-        products(part.codes, panel, &mut sums[block % 2]);
+        // SAFETY: configured above, on a machine that has tiles by the caller's promise.
+        unsafe { products(part.codes, panel, &mut sums[block % 2]) };
         if block > blocks.start {
             let before = rows.part(block - 1, chunk, features);
             let out = &mut out[place(block - 1)];
@@ -49,8 +53,11 @@ pub(super) fn chunk(
     }
 }
 
-/// The sums of a block. Tiles must be configured.
-fn products(codes: &[i8], panel: &[u8], sums: &mut Sums) {
+/// The sums of a block.
+///
+/// # Safety
+/// AMX is configured on this thread.
+unsafe fn products(codes: &[i8], panel: &[u8], sums: &mut Sums) {
     let columns = &panel[SCALE_BYTES..];
     let steps = columns.len() / STEP_BYTES;
     let (whole, rest) = (steps / TILE_STEPS, steps % TILE_STEPS);
@@ -117,10 +124,11 @@ pub(crate) fn self_test() -> bool {
         .collect();
     let mut sums = Sums([[-1; COLUMNS]; TILE_ROWS]);
     // SAFETY: the caller found the unit.
-    unsafe { configure() };
-    products(&codes, &panel, &mut sums);
-    // SAFETY: configured above.
-    unsafe { release() };
+    unsafe {
+        configure();
+        products(&codes, &panel, &mut sums);
+        release();
+    }
     sums.0.iter().enumerate().all(|(row, sums)| {
         sums.iter().enumerate().all(|(column, &sum)| {
             let products = (0..STEPS * 4).map(|feature| {

@@ -267,7 +267,7 @@ fn panel_tile(
         #[cfg(target_arch = "x86_64")]
         if rows.are_tiles() {
             let blocks = blocks.clone();
-            // SAFETY: rows are tiles at AMX only, which is above this level.
+            // SAFETY: rows are tiles only at AMX, a level that the machine has.
             unsafe { super::amx::chunk(rows, blocks, chunk, features, bytes, tile, chunk > 0) };
             return;
         }
