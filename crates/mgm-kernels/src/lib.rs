@@ -30,7 +30,7 @@ compile_error!(
 
 /// Number of the orders in which weights are stored ([`gemm::PackedWeight::stored`], [`int8::Int8Weight::stored`], [`quant::QuantWeight::interleave`]).
 /// Rises whenever one of them changes, so that bytes that were kept are not taken for what they are not.
-pub const STORED_LAYOUT: u32 = 1;
+pub const STORED_LAYOUT: u32 = 2;
 
 pub mod attention;
 pub mod ceiling;

@@ -14,11 +14,6 @@ use crate::buffer::with_scratch;
 
 /// Weight rows of one call of [`few_rows`].
 pub(crate) const COLUMNS: usize = GROUP;
-/// How far ahead weights are fetched that come from memory, where they are not read from the first byte to the last: there the processor
-/// does it better.
-const AHEAD: usize = 8192;
-/// Most activation rows of [`few_rows`]: their sums stay in registers.
-pub(crate) const MAX_PASS_ROWS: usize = 16;
 /// Weight rows of one call of [`many_rows`].
 pub(crate) const WIDE_COLUMNS: usize = 2 * COLUMNS;
 /// Most activation rows of one of its passes: twelve sums, twelve sums of a block, and what is multiplied, fill the registers.
@@ -82,9 +77,6 @@ pub(super) trait Source {
     /// # Safety
     /// The machine has the features of [`few_rows`], and `index` is below the row's number of blocks.
     unsafe fn block(&mut self, index: usize) -> Block;
-
-    /// Fetches what comes some way behind block number `index`.
-    fn prefetch(&self, _index: usize) {}
 }
 
 /// Sixteen weight rows side by side, see [`super::interleaved`].
@@ -105,15 +97,24 @@ impl Group {
         }
     }
 
-    /// Fetches a `share` (number, of how many) of a block's words some way behind block `index`.
+    /// Fetches a `share` (number, of how many) of a block that is `ahead` bytes behind block `index`, into the second-level cache: the first level
+    /// can wait for few lines at a time.
     #[inline(always)]
-    fn prefetch(self, places: Places, index: usize, share: (usize, usize)) {
-        let words = places.words.div_ceil(share.1);
-        let first = places.block(index, self.blocks).words + 64 * share.0 * words;
-        for index in 0..words {
-            let line = self.data.wrapping_add(first + 64 * index + AHEAD);
+    pub(super) fn prefetch(
+        self,
+        places: Places,
+        index: usize,
+        share: (usize, usize),
+        ahead: usize,
+    ) {
+        let bytes = COLUMNS * places.bytes;
+        let lines = bytes.div_ceil(64 * share.1);
+        let first = self
+            .data
+            .wrapping_add(index * bytes + 64 * share.0 * lines + ahead);
+        for line in 0..lines {
             // SAFETY: a prefetch may go anywhere.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) };
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(first.wrapping_add(64 * line).cast()) };
         }
     }
 
@@ -122,7 +123,7 @@ impl Group {
     /// # Safety
     /// The rows have such a block.
     #[inline(always)]
-    unsafe fn words(self, places: Places, index: usize) -> Words {
+    pub(super) unsafe fn words(self, places: Places, index: usize) -> Words {
         // SAFETY: inside the group.
         Words(unsafe { self.data.add(places.block(index, self.blocks).words) })
     }
@@ -133,7 +134,7 @@ impl Group {
     /// The rows have such a block, with half floats.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-    unsafe fn half(self, places: Places, index: usize) -> __m512 {
+    pub(super) unsafe fn half(self, places: Places, index: usize) -> __m512 {
         let at = places.block(index, self.blocks).halves;
         // SAFETY: the caller's.
         _mm512_cvtph_ps(unsafe { _mm256_loadu_si256(self.data.add(at).cast()) })
@@ -142,7 +143,7 @@ impl Group {
 
 /// The words of a block of sixteen rows.
 #[derive(Clone, Copy)]
-struct Words(*const u8);
+pub(super) struct Words(*const u8);
 
 impl Words {
     /// Word `index` of the rows.
@@ -151,7 +152,7 @@ impl Words {
     /// The block has so many words.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-    unsafe fn at(self, index: usize) -> __m512i {
+    pub(super) unsafe fn at(self, index: usize) -> __m512i {
         // SAFETY: the caller's.
         unsafe { _mm512_loadu_si512(self.0.add(64 * index).cast()) }
     }
@@ -160,7 +161,7 @@ impl Words {
 /// Half floats in the low 16 bits of each lane.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-fn halves(words: __m512i) -> __m512 {
+pub(super) fn halves(words: __m512i) -> __m512 {
     _mm512_cvtph_ps(_mm512_cvtepi32_epi16(words))
 }
 
@@ -184,7 +185,8 @@ fn lane_bits(words: __m512i, shift: usize, mask: i32) -> __m512i {
 pub(super) struct Small<const TYPE: u32>(Group);
 
 impl<const TYPE: u32> Small<TYPE> {
-    const PLACES: Places = Places::of(match TYPE {
+    /// Where the format's parts are.
+    pub(super) const PLACES: Places = Places::of(match TYPE {
         2 => QuantType::Q4_0,
         3 => QuantType::Q4_1,
         6 => QuantType::Q5_0,
@@ -251,16 +253,21 @@ unsafe fn nibbles(words: Words, first: usize, fifth: Option<usize>) -> [__m512i;
     };
     // SAFETY: the caller's.
     let word = unsafe { words.at(fifth) };
-    std::array::from_fn(|g| {
-        // Bits `4g..4g + 4` of the word belong to the four bytes of the lane: its byte `g / 2`, one bit in each.
-        let byte = (0x0101_0101 * (g / 2)) as i32;
-        let place = _mm512_set1_epi32(byte);
-        let lanes = _mm512_set4_epi32(0x0c0c_0c0c, 0x0808_0808, 0x0404_0404, 0);
-        let spread = _mm512_shuffle_epi8(word, _mm512_add_epi32(place, lanes));
-        let bit = _mm512_set1_epi32(0x0804_0201 << (4 * (g % 2)));
-        let set = _mm512_test_epi8_mask(spread, bit);
-        _mm512_mask_add_epi8(codes[g], set, codes[g], _mm512_set1_epi8(16))
-    })
+    std::array::from_fn(|g| add_fifth_bits(codes[g], word, g))
+}
+
+/// Adds 16 to the codes of vector `g` whose bit is set in a word of fifth bits.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+pub(super) fn add_fifth_bits(codes: __m512i, word: __m512i, g: usize) -> __m512i {
+    // Bits `4g..4g + 4` of the word belong to the four bytes of the lane: its byte `g / 2`, one bit in each.
+    let byte = (0x0101_0101 * (g / 2)) as i32;
+    let place = _mm512_set1_epi32(byte);
+    let lanes = _mm512_set4_epi32(0x0c0c_0c0c, 0x0808_0808, 0x0404_0404, 0);
+    let spread = _mm512_shuffle_epi8(word, _mm512_add_epi32(place, lanes));
+    let bit = _mm512_set1_epi32(0x0804_0201 << (4 * (g % 2)));
+    let set = _mm512_test_epi8_mask(spread, bit);
+    _mm512_mask_add_epi8(codes, set, codes, _mm512_set1_epi8(16))
 }
 
 /// The formats of 256 values; `TYPE` is the ggml number. What all eight blocks of 32 values need is kept between them.
@@ -271,7 +278,8 @@ pub(super) struct Super<const TYPE: u32> {
 }
 
 impl<const TYPE: u32> Super<TYPE> {
-    const PLACES: Places = Places::of(match TYPE {
+    /// Where the format's parts are.
+    pub(super) const PLACES: Places = Places::of(match TYPE {
         12 => QuantType::Q4K,
         13 => QuantType::Q5K,
         _ => QuantType::Q6K,
@@ -392,7 +400,7 @@ impl<const TYPE: u32> Super<TYPE> {
 }
 
 macro_rules! source {
-    ($($type:ty: $form:ty $({ $($more:item)* })?,)*) => {
+    ($($type:ty: $form:ty,)*) => {
         $(impl Source for $type {
             type Form = $form;
 
@@ -407,8 +415,6 @@ macro_rules! source {
                 // SAFETY: the caller's; numbers rise.
                 unsafe { self.unpack(index) }
             }
-
-            $($($more)*)?
         })*
     };
 }
@@ -421,12 +427,7 @@ source!(
     Small<8>: Centred,
     Super<12>: Shifted,
     Super<13>: Shifted,
-    Super<14>: Halved {
-        #[inline(always)]
-        fn prefetch(&self, index: usize) {
-            self.group.prefetch(Self::PLACES, index / 8, (index % 8, 8));
-        }
-    },
+    Super<14>: Halved,
 );
 
 /// What [`ColumnRows`] need to know of a format.
@@ -441,77 +442,6 @@ pub(crate) fn starts(t: QuantType) -> Starts {
     Starts {
         zero,
         halves: t == QuantType::Q6K,
-    }
-}
-
-/// Products of sixteen weight rows with the `M` activation rows from `first`.
-///
-/// # Safety
-/// The machine has the features, `group` has `blocks` blocks of 32 values, and `x` at least `first + M` rows of `blocks` blocks.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-unsafe fn pass<S: Source, const M: usize>(
-    group: Group,
-    blocks: usize,
-    x: &ColumnRows,
-    first: usize,
-    out: &mut [[f32; COLUMNS]],
-) {
-    let mut sums = [_mm512_setzero_ps(); M];
-    // SAFETY: the caller's.
-    let mut source = unsafe { S::new(group) };
-    for block in 0..blocks {
-        source.prefetch(block);
-        // SAFETY: `block < blocks`.
-        let weights = unsafe { source.block(block) };
-        for (i, sum) in sums.iter_mut().enumerate() {
-            let place = (first + i) * blocks + block;
-            // SAFETY: block `place` of `x`: 32 codes and a head.
-            unsafe {
-                let codes = x.codes.as_ptr().add(32 * place).cast::<i32>();
-                let head = x.heads.as_ptr().add(place);
-                let four = |g: usize| _mm512_set1_epi32(codes.add(g).read_unaligned());
-                let products = |mut total: __m512i, start: usize, end: usize| {
-                    for g in start..end {
-                        total = _mm512_dpbusd_epi32(total, weights.codes[g], four(g));
-                    }
-                    total
-                };
-                let start = |half: usize| {
-                    if S::Form::OFFSETS {
-                        _mm512_setzero_si512()
-                    } else {
-                        _mm512_set1_epi32((*head).starts[half])
-                    }
-                };
-                let scale = _mm512_set1_ps((*head).scale);
-                if S::Form::HALVES {
-                    for half in 0..2 {
-                        let total = products(start(half), 4 * half, 4 * half + 4);
-                        let scale = _mm512_mul_ps(weights.scales[half], scale);
-                        *sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(total), scale, *sum);
-                    }
-                } else {
-                    // Two chains where there are too few rows to hide the latency of one.
-                    let total = if M <= 2 {
-                        let second = products(_mm512_setzero_si512(), 4, 8);
-                        _mm512_add_epi32(products(start(0), 0, 4), second)
-                    } else {
-                        products(start(0), 0, 8)
-                    };
-                    let scale = _mm512_mul_ps(weights.scales[0], scale);
-                    *sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(total), scale, *sum);
-                    if S::Form::OFFSETS {
-                        let codes = _mm512_set1_ps((*head).sum);
-                        *sum = _mm512_fmadd_ps(weights.offset, codes, *sum);
-                    }
-                }
-            }
-        }
-    }
-    for (out, sum) in out.iter_mut().zip(sums) {
-        // SAFETY: sixteen values.
-        unsafe { _mm512_storeu_ps(out.as_mut_ptr(), sum) };
     }
 }
 
@@ -657,40 +587,6 @@ macro_rules! by_type {
     }};
 }
 pub(super) use by_type;
-
-/// Products of sixteen weight rows of `k` values (`data`, a group as [`super::interleaved`] makes it) with the activation rows
-/// `first..first + out.len()`, at most [`MAX_PASS_ROWS`].
-///
-/// # Panics
-/// When `data` or `x` is too short, or there are too many rows.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-pub(crate) fn few_rows(
-    t: QuantType,
-    data: &[u8],
-    k: usize,
-    x: &ColumnRows,
-    first: usize,
-    out: &mut [[f32; COLUMNS]],
-) {
-    let (blocks, m, row_bytes) = (k / 32, out.len(), row_bytes(t, k));
-    assert!(
-        data.len() == COLUMNS * row_bytes
-            && x.codes.len() >= (first + m) * k
-            && x.heads.len() >= (first + m) * blocks
-    );
-    let group = Group::of(t, data, row_bytes, 0);
-    macro_rules! by_rows {
-        ($source:ident: $($m:literal)*) => {
-            match m {
-                0 => {}
-                // SAFETY: the assertion above.
-                $($m => unsafe { pass::<$source, $m>(group, blocks, x, first, out) },)*
-                _ => panic!("{m} rows in one pass, at most {MAX_PASS_ROWS}"),
-            }
-        };
-    }
-    by_type!(t, S => by_rows!(S: 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16));
-}
 
 /// Products of thirty-two weight rows of `k` values (`data`, two groups as [`super::interleaved`] makes them) with the activation rows of
 /// `range`, one row of `out` for each. The weights are unpacked once. Of a single group the last sixteen columns are those of the first.

@@ -129,6 +129,10 @@ fn by_rows(
     }
 }
 
+/// Rows that are multiplied with sixteen weight rows at a time; more with thirty-two, whose codes are unpacked once for all.
+#[cfg(target_arch = "x86_64")]
+const FEW_ROWS: usize = 48;
+
 /// Activation rows of one piece of a parallel loop, a multiple of a pass's: with usual widths their codes stay in the second-level cache while
 /// the weights go by.
 #[cfg(target_arch = "x86_64")]
@@ -168,7 +172,8 @@ fn slab_by_columns(
     epilogue: &Epilogue,
 ) {
     use super::column_rows::ColumnRows;
-    use super::columns_avx512::{self, COLUMNS, MAX_PASS_ROWS, WIDE_COLUMNS};
+    use super::columns_avx512::{self, COLUMNS, WIDE_COLUMNS};
+    use super::few_rows_avx512::few_rows;
     use super::interleaved;
     use crate::buffer::with_scratch;
 
@@ -208,7 +213,7 @@ fn slab_by_columns(
                 store(level, epilogue, first, &mut values[..count], out);
             };
             let first = group * TASK_FEATURES;
-            if m > MAX_PASS_ROWS {
+            if m > FEW_ROWS {
                 let bytes = range.len() * size_of::<[f32; WIDE_COLUMNS]>();
                 with_columns(first, WIDE_COLUMNS, &mut |count, data| {
                     with_scratch(bytes, |scratch| {
@@ -236,10 +241,10 @@ fn slab_by_columns(
             let end = (first + TASK_FEATURES).min(n);
             for first in (first..end).step_by(COLUMNS) {
                 with_columns(first, COLUMNS, &mut |count, data| {
-                    let mut products = [[0.0f32; COLUMNS]; MAX_PASS_ROWS];
+                    let mut products = [[0.0f32; COLUMNS]; FEW_ROWS];
                     let products = &mut products[..m];
                     // SAFETY: the machine has this level.
-                    unsafe { columns_avx512::few_rows(t, data, k, quantized, 0, products) };
+                    unsafe { few_rows(t, data, k, quantized, products) };
                     for (i, values) in products.iter_mut().enumerate() {
                         store(first, count, i, values);
                     }

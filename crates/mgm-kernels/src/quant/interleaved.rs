@@ -1,8 +1,8 @@
 //! Sixteen rows of blocks side by side: what the columns of a product read with whole vectors.
 //!
 //! The 32-bit words of a block are those of one vector: word `w` of all sixteen rows, one after another, is 64 bytes. What does not fit
-//! into words, the half float of a block of 18, 22, 34 or 210 bytes, stands behind the words of every pair of blocks, sixteen of a block at a
-//! time, so that a product reads from the first byte to the last. The bytes are those of the rows in another order: a group is as large
+//! into words, the half float of a block of 18, 22, 34 or 210 bytes, stands before the words of every pair of blocks, sixteen of a block at a
+//! time (behind those of a last block that has no other), so that a product reads from the first byte to the last. The bytes are those of the rows in another order: a group is as large
 //! as its rows.
 
 use std::ops::Range;
@@ -25,6 +25,8 @@ const HALVES: usize = 2 * GROUP;
 pub(crate) struct Places {
     /// Whole words.
     pub(crate) words: usize,
+    /// Bytes of a block of one row.
+    pub(crate) bytes: usize,
     /// First byte of the first word.
     first: usize,
     /// First byte of the half float that is in no word.
@@ -49,6 +51,7 @@ impl Places {
         };
         Self {
             words: t.block_bytes() / 4,
+            bytes: t.block_bytes(),
             first,
             half,
         }
@@ -66,10 +69,15 @@ impl Places {
         }
         let (pair, second) = (index / 2 * 2, index % 2);
         let base = pair * (words + HALVES);
-        let of_pair = if pair + 2 <= blocks { 2 } else { 1 };
+        if pair + 2 > blocks {
+            return BlockPlace {
+                words: base,
+                halves: base + words,
+            };
+        }
         BlockPlace {
-            words: base + second * words,
-            halves: base + of_pair * words + second * HALVES,
+            words: base + VECTOR + second * words,
+            halves: base + second * HALVES,
         }
     }
 }

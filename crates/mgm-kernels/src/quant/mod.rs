@@ -13,6 +13,8 @@ mod columns_avx512;
 mod dot;
 #[cfg(target_arch = "x86_64")]
 mod dot_x86;
+#[cfg(target_arch = "x86_64")]
+mod few_rows_avx512;
 mod gemm;
 #[cfg(target_arch = "x86_64")]
 mod interleave_avx512;
