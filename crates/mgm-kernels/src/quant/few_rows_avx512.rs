@@ -11,69 +11,66 @@ use super::activations::BLOCK;
 use super::column_rows::{ColumnRows, Head};
 use super::columns_avx512::{COLUMNS, Group, Small, Super, Words, add_fifth_bits, halves};
 
-/// Most activation rows of one pass: two sums of a block and one of all for each, and what is multiplied, fill the registers.
-const MAX_PASS_ROWS: usize = 8;
+/// Most activation rows of one call: two sums of a block and one of all for each, and what is multiplied, fill the registers.
+pub(super) const MAX_ROWS: usize = 8;
 
 /// How far ahead weights are fetched. One row's products wait for nothing but memory, where the processor fetches better alone; with more the
 /// arithmetic takes so long that it loses the thread.
 const AHEAD: usize = 20480;
 
-/// Products of sixteen weight rows of `k` values (`data`, a group as [`super::interleaved`] makes it) with the first `out.len()` activation
-/// rows.
+/// Products of sixteen weight rows of `k` values (`data`, a group as [`super::interleaved`] makes it) with the activation rows
+/// `first..first + out.len()`, one to [`MAX_ROWS`] of them.
 ///
 /// # Panics
-/// When `data` or `x` is too short.
+/// When `data` or `x` is too short, or the number of rows another.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
 pub(super) fn few_rows(
     t: QuantType,
     data: &[u8],
     k: usize,
     x: &ColumnRows,
+    first: usize,
     out: &mut [[f32; COLUMNS]],
 ) {
-    let (blocks, m) = (k / 32, out.len());
+    let (blocks, m) = (k / BLOCK, out.len());
     let row_bytes = k / t.block_len() * t.block_bytes();
     assert!(
         data.len() == COLUMNS * row_bytes
             && k.is_multiple_of(t.block_len())
-            && x.codes.len() >= m * k
-            && x.heads.len() >= m * blocks
+            && (1..=MAX_ROWS).contains(&m)
+            && x.codes.len() >= (first + m) * k
+            && x.heads.len() >= (first + m) * blocks
     );
     let group = Group::of(t, data, row_bytes, 0);
-    let passes = m.div_ceil(MAX_PASS_ROWS);
-    for index in 0..passes {
-        // Equal shares: a pass of few rows takes little less than one of many.
-        let (first, end) = (index * m / passes, (index + 1) * m / passes);
-        let (rows, out) = (Rows::of(x, first, blocks), &mut out[first..end]);
-        macro_rules! by_rows {
-            ($pass:expr) => {
-                by_rows!($pass; 1 2 3 4 5 6 7 8)
-            };
-            ($pass:expr; $($m:literal)*) => {
-                match end - first {
-                    $($m => {
-                        const M: usize = $m;
-                        // SAFETY: the assertion above.
-                        unsafe { $pass(group, blocks, rows, out) }
-                    })*
-                    _ => unreachable!("a pass has at most {MAX_PASS_ROWS} rows"),
-                }
-            };
-        }
-        match t {
-            QuantType::Q4_0 => by_rows!(small::<2, M>),
-            QuantType::Q4_1 => by_rows!(small::<3, M>),
-            QuantType::Q5_0 => by_rows!(small::<6, M>),
-            QuantType::Q5_1 => by_rows!(small::<7, M>),
-            QuantType::Q8_0 => by_rows!(small::<8, M>),
-            QuantType::Q4K => by_rows!(shifted::<12, M>),
-            QuantType::Q5K => by_rows!(shifted::<13, M>),
-            QuantType::Q6K => by_rows!(six_bits::<M>),
-        }
+    let rows = Rows::of(x, first, blocks);
+    macro_rules! by_rows {
+        ($pass:expr) => {
+            by_rows!($pass; 1 2 3 4 5 6 7 8)
+        };
+        ($pass:expr; $($m:literal)*) => {
+            match m {
+                $($m => {
+                    const M: usize = $m;
+                    // SAFETY: the assertion above.
+                    unsafe { $pass(group, blocks, rows, out) }
+                })*
+                _ => unreachable!("asserted"),
+            }
+        };
+    }
+    match t {
+        QuantType::Q4_0 => by_rows!(small::<2, M>),
+        QuantType::Q4_1 => by_rows!(small::<3, M>),
+        QuantType::Q5_0 => by_rows!(small::<6, M>),
+        QuantType::Q5_1 => by_rows!(small::<7, M>),
+        QuantType::Q8_0 => by_rows!(small::<8, M>),
+        QuantType::Q4K => by_rows!(shifted::<12, M>),
+        QuantType::Q5K => by_rows!(shifted::<13, M>),
+        QuantType::Q6K => by_rows!(six_bits::<M>),
     }
 }
 
-/// The activation rows of a pass, at one of their blocks.
+/// Activation rows, at one of their blocks.
 #[derive(Clone, Copy)]
 struct Rows {
     codes: *const i32,
@@ -134,8 +131,7 @@ fn add_scaled(sum: &mut __m512, total: __m512i, scale: __m512, head: &Head) {
     *sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(total), scale, *sum);
 }
 
-/// # Safety
-/// The machine has AVX-512.
+/// Writes the sums of all rows.
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn store<const M: usize>(sums: [__m512; M], out: &mut [[f32; COLUMNS]]) {

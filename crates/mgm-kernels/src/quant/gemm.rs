@@ -173,7 +173,7 @@ fn slab_by_columns(
 ) {
     use super::column_rows::ColumnRows;
     use super::columns_avx512::{self, COLUMNS, WIDE_COLUMNS};
-    use super::few_rows_avx512::few_rows;
+    use super::few_rows_avx512;
     use super::interleaved;
     use crate::buffer::with_scratch;
 
@@ -241,12 +241,19 @@ fn slab_by_columns(
             let end = (first + TASK_FEATURES).min(n);
             for first in (first..end).step_by(COLUMNS) {
                 with_columns(first, COLUMNS, &mut |count, data| {
-                    let mut products = [[0.0f32; COLUMNS]; FEW_ROWS];
-                    let products = &mut products[..m];
-                    // SAFETY: the machine has this level.
-                    unsafe { few_rows(t, data, k, quantized, products) };
-                    for (i, values) in products.iter_mut().enumerate() {
-                        store(first, count, i, values);
+                    // Equal shares: a pass of few rows takes little less than one of many.
+                    let passes = m.div_ceil(few_rows_avx512::MAX_ROWS);
+                    for pass in 0..passes {
+                        let (start, end) = (pass * m / passes, (pass + 1) * m / passes);
+                        let mut products = [[0.0f32; COLUMNS]; few_rows_avx512::MAX_ROWS];
+                        let products = &mut products[..end - start];
+                        // SAFETY: the machine has this level.
+                        unsafe {
+                            few_rows_avx512::few_rows(t, data, k, quantized, start, products)
+                        };
+                        for (row, values) in (start..end).zip(products) {
+                            store(first, count, row, values);
+                        }
                     }
                 });
             }
