@@ -5,8 +5,20 @@ use std::arch::x86_64::*;
 use super::kernel::{MicroArguments, MicroKernel};
 use super::pack::PANEL;
 
-/// Bytes ahead of the panel being read that are prefetched, for weights that come from memory.
-const PREFETCH: usize = 2048;
+/// Fetches what lies some way behind a panel's step `b`, for weights that come from memory: near and into the first level where little is done
+/// with them, else far ahead into the second, as the first level waits for few lines at a time.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn prefetch<const ROWS: usize>(b: *const u8) {
+    // SAFETY: a prefetch may go anywhere.
+    unsafe {
+        if ROWS <= 4 {
+            _mm_prefetch::<_MM_HINT_T0>(b.wrapping_add(2048).cast());
+        } else {
+            _mm_prefetch::<_MM_HINT_T1>(b.wrapping_add(8192).cast());
+        }
+    }
+}
 
 /// Masks of the two column vectors.
 #[target_feature(enable = "avx512f")]
@@ -61,12 +73,11 @@ unsafe fn f32_tile<const ROWS: usize, const VECTORS: usize, const HALF: bool>(
     let mut a = arguments.a.cast::<f32>();
     let mut b = arguments.b;
     let mut step = |sums: &mut [[__m512; VECTORS]; ROWS]| {
-        // SAFETY: `b` has `columns` `f32` values (masked) or 32 f16 ones, `a` has ROWS values at each step. The prefetch
-        // may go anywhere.
+        // SAFETY: `b` has `columns` `f32` values (masked) or 32 f16 ones, `a` has ROWS values at each step.
         unsafe {
-            _mm_prefetch::<_MM_HINT_T0>(b.wrapping_add(PREFETCH).cast());
+            prefetch::<ROWS>(b);
             if VECTORS == 2 && !HALF {
-                _mm_prefetch::<_MM_HINT_T0>(b.wrapping_add(PREFETCH + 64).cast());
+                prefetch::<ROWS>(b.wrapping_add(64));
             }
             let w: [__m512; VECTORS] = std::array::from_fn(|v| {
                 if HALF {
@@ -134,12 +145,12 @@ unsafe fn bf16_tile<const ROWS: usize, const VECTORS: usize>(arguments: &MicroAr
     let mut a = arguments.a.cast::<i32>();
     let mut b = arguments.b;
     let mut step = |sums: &mut [[__m512; VECTORS]; ROWS]| {
-        // SAFETY: a packed bf16 panel has 32 pairs (128 bytes) at each step, `a` has ROWS pairs. The prefetch may go
-        // anywhere. `__m512bh` and `__m512i` are plain 512-bit vectors.
+        // SAFETY: a packed bf16 panel has 32 pairs (128 bytes) at each step, `a` has ROWS pairs.
+        // `__m512bh` and `__m512i` are plain 512-bit vectors.
         unsafe {
-            _mm_prefetch::<_MM_HINT_T0>(b.wrapping_add(PREFETCH).cast());
+            prefetch::<ROWS>(b);
             if VECTORS == 2 {
-                _mm_prefetch::<_MM_HINT_T0>(b.wrapping_add(PREFETCH + 64).cast());
+                prefetch::<ROWS>(b.wrapping_add(64));
             }
             let w: [__m512bh; VECTORS] = std::array::from_fn(|v| {
                 std::mem::transmute(_mm512_loadu_si512(b.add(64 * v).cast()))
