@@ -92,6 +92,18 @@ impl AsRef<[u8]> for Aligned {
     }
 }
 
+/// Asks for values that are needed soon, into the second-level cache: the first level can wait for few lines at a time.
+pub(crate) fn fetch<T: Pod>(values: &[T]) {
+    #[cfg(target_arch = "x86_64")]
+    for line in bytemuck::cast_slice::<T, u8>(values).chunks(64) {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        // SAFETY: a hint; the line is in memory.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = values;
+}
+
 thread_local! {
     static SCRATCH: Cell<Vec<Aligned>> = const { Cell::new(Vec::new()) };
 }

@@ -7,7 +7,7 @@
 use rayon::prelude::*;
 
 use super::{EMPTY_ROW, block_row_at};
-use crate::buffer::with_scratch;
+use crate::buffer::{fetch, with_scratch};
 use crate::gemm::PANEL;
 use crate::gemm::serial::{Left, Operand, pack_pairs, takes_pairs};
 use crate::level::{self, Level, level};
@@ -20,6 +20,9 @@ pub const BLOCK_POSITIONS: usize = PANEL;
 const TASK_ROWS: usize = 56;
 const SCORE_BLOCKS: usize = 8;
 const SCORES: usize = SCORE_BLOCKS * BLOCK_POSITIONS;
+
+/// Rows up to which keys and values are waited for rather than worked on, so that they are fetched ahead.
+const FETCHED_ROWS: usize = 16;
 
 /// Fewer products than this are not worth waking other threads for.
 const SERIAL_WORK: usize = 1 << 17;
@@ -278,6 +281,16 @@ impl Task<'_> {
                         let blocks = start / BLOCK_POSITIONS..;
                         let count = seen.div_ceil(BLOCK_POSITIONS);
                         for (index, block) in blocks.clone().take(count).enumerate() {
+                            if rows <= FETCHED_ROWS {
+                                let of = |parts: &[&[f32]], block: usize| {
+                                    let head = self.kv_head * d * PANEL;
+                                    if let Some(part) = parts.get(block) {
+                                        fetch(&part[head..][..d * PANEL]);
+                                    }
+                                };
+                                of(self.sequence.values, block);
+                                of(self.sequence.keys, block + 1);
+                            }
                             let keys = &self.sequence.keys[block][self.kv_head * d * PANEL..];
                             let keys = if self.pairs {
                                 pack_pairs(d, PANEL, keys, PANEL, pairs);

@@ -482,7 +482,7 @@ impl QuantWeight {
                     for group in groups.chunks_exact(group_bytes) {
                         let of = |block: usize| GROUP * row_bytes / blocks * block;
                         let next = (end + CHUNK / 32).min(blocks);
-                        requantise_avx512::fetch(&group[of(end)..of(next)]);
+                        crate::buffer::fetch(&group[of(end)..of(next)]);
                     }
                     f(index, chunk);
                 }

@@ -52,14 +52,6 @@ pub(super) fn chunk(
     }
 }
 
-/// Asks for bytes that are needed soon.
-pub(super) fn fetch(bytes: &[u8]) {
-    for line in bytes.chunks(64) {
-        // SAFETY: a hint; the line is in memory.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast()) };
-    }
-}
-
 /// Bits of a format's codes.
 fn code_bits(t: QuantType) -> u32 {
     match t {
