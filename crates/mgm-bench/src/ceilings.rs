@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use mgm_kernels::ceiling::{self, Operands};
+use mgm_kernels::ceiling::{self, Memory, Operands};
 use mgm_kernels::gemm::{Epilogue, PackedWeight, WeightType, gemm};
 use mgm_kernels::level::{Level, level};
 use mgm_kernels::quant::{Bytes, QuantType, QuantWeight, quant_gemm, quantize};
@@ -129,13 +129,17 @@ fn large_product(operands: Operands) -> f64 {
 fn read_rate() -> ReadRate {
     let free = mini_gemini::available_memory().unwrap_or(u64::MAX);
     let words = (READ_BYTES.min(free / 4) / 8) as usize;
-    let mut data = vec![0u64; words];
+    let mut memory = Memory::new(words);
     let level: Level = level();
     let share = words.div_ceil(rayon::current_num_threads()).max(1);
     // Written by the threads that will read it, so that every page is there.
-    data.par_chunks_mut(share).for_each(|part| part.fill(1));
+    memory
+        .words_mut()
+        .par_chunks_mut(share)
+        .for_each(|part| part.fill(1));
+    let data = memory.words();
     let one = best(|| {
-        std::hint::black_box(ceiling::read(level, &data));
+        std::hint::black_box(ceiling::read(level, data));
     });
     let all = best(|| {
         let parts = data.par_chunks(share);

@@ -5,6 +5,7 @@
 
 use std::hint::black_box;
 
+use crate::buffer::Aligned;
 use crate::level::{self, Level};
 use crate::math::multiversion;
 
@@ -186,6 +187,32 @@ pub fn read(level: Level, data: &[u64]) -> u64 {
     sum_words_at(level, data)
 }
 
+/// Words to [`read`], in memory of the kind that weights lie in: in large pages where the system has them.
+pub struct Memory {
+    data: Aligned,
+    words: usize,
+}
+
+impl Memory {
+    /// So many words, zeros.
+    pub fn new(words: usize) -> Self {
+        Self {
+            data: Aligned::lasting(8 * words),
+            words,
+        }
+    }
+
+    /// The words.
+    pub fn words(&self) -> &[u64] {
+        &self.data.cast()[..self.words]
+    }
+
+    /// The words, to be written.
+    pub fn words_mut(&mut self) -> &mut [u64] {
+        &mut self.data.cast_mut()[..self.words]
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -209,7 +236,11 @@ mod tests {
 
     #[test]
     fn every_word_is_read() {
-        let data: Vec<u64> = (0..1000).map(|index| index * index + 1).collect();
+        let mut memory = Memory::new(1000);
+        for (index, word) in memory.words_mut().iter_mut().enumerate() {
+            *word = (index * index + 1) as u64;
+        }
+        let data = memory.words();
         for level in available() {
             for len in [0, 1, 63, 64, 65, 1000] {
                 assert_eq!(read(level, &data[..len]), data[..len].iter().sum::<u64>());

@@ -85,7 +85,7 @@ struct Pace {
 
 impl Pace {
     /// What a drafted token adds to the time of a step, as a part of it.
-    const COST: f64 = 0.35;
+    const COST: f64 = 0.25;
     const FIRST_LENGTH: usize = 3;
     const FIRST_BALANCE: f64 = 2.0;
     const MOST_BALANCE: f64 = 4.0;

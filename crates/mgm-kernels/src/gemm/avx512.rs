@@ -10,13 +10,10 @@ use super::pack::PANEL;
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn prefetch<const ROWS: usize>(b: *const u8) {
-    // SAFETY: a prefetch may go anywhere.
-    unsafe {
-        if ROWS <= 4 {
-            _mm_prefetch::<_MM_HINT_T0>(b.wrapping_add(2048).cast());
-        } else {
-            _mm_prefetch::<_MM_HINT_T1>(b.wrapping_add(8192).cast());
-        }
+    if ROWS <= 4 {
+        _mm_prefetch::<_MM_HINT_T0>(b.wrapping_add(2048).cast());
+    } else {
+        _mm_prefetch::<_MM_HINT_T1>(b.wrapping_add(8192).cast());
     }
 }
 
