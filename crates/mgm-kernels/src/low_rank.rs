@@ -9,7 +9,9 @@ use crate::math::{self, multiversion};
 
 /// Fewer products than this are not worth waking other threads for.
 const SERIAL_WORK: usize = 1 << 17;
-/// Rows of the left factor that go through a row of `x` together.
+/// Rows of `x` that read the factors together.
+const ROWS: usize = 4;
+/// Rows of the left factor that go through rows of `x` together.
 const TOGETHER: usize = 4;
 const LANES: usize = 16;
 
@@ -54,71 +56,119 @@ pub fn add_low_rank_at(
         right.len(),
         out.len()
     );
-    let row = |(x, out): (&[f32], &mut [f32])| row_at(level, x, left, right, out);
-    if m == 1 || m * rank * (k + n) < SERIAL_WORK {
-        x.chunks_exact(k).zip(out.chunks_exact_mut(n)).for_each(row);
+    let rows = |(x, out): (&[f32], &mut [f32])| rows_at(level, k, x, left, right, out);
+    if m <= ROWS || m * rank * (k + n) < SERIAL_WORK {
+        x.chunks(ROWS * k)
+            .zip(out.chunks_mut(ROWS * n))
+            .for_each(rows);
     } else {
-        x.par_chunks_exact(k)
-            .zip(out.par_chunks_exact_mut(n))
-            .for_each(row);
+        x.par_chunks(ROWS * k)
+            .zip(out.par_chunks_mut(ROWS * n))
+            .for_each(rows);
     }
 }
 
-/// Dot products of `x` with `N` rows.
+/// Dot products of each row of `x` with `N` rows.
 #[inline(always)]
-fn dots<const FMA: bool, const N: usize>(x: &[f32], rows: [&[f32]; N]) -> [f32; N] {
-    let mut sums = [[0.0f32; LANES]; N];
-    let (chunks, tail) = x.as_chunks::<LANES>();
-    for (place, x) in chunks.iter().enumerate() {
-        for (sums, row) in sums.iter_mut().zip(rows) {
-            let row = &row[place * LANES..][..LANES];
-            for lane in 0..LANES {
-                sums[lane] = math::multiply_add::<FMA>(x[lane], row[lane], sums[lane]);
+fn dots<const FMA: bool, const M: usize, const N: usize>(
+    x: [&[f32]; M],
+    rows: [&[f32]; N],
+) -> [[f32; N]; M] {
+    let mut sums = [[[0.0f32; LANES]; N]; M];
+    let step = |sums: &mut [[[f32; LANES]; N]; M], x: [&[f32; LANES]; M], w: [&[f32; LANES]; N]| {
+        for i in 0..M {
+            for j in 0..N {
+                for lane in 0..LANES {
+                    sums[i][j][lane] =
+                        math::multiply_add::<FMA>(x[i][lane], w[j][lane], sums[i][j][lane]);
+                }
             }
         }
+    };
+    let xs = x.map(|x| x.as_chunks::<LANES>());
+    let ws = rows.map(|row| row.as_chunks::<LANES>());
+    let count = xs[0].0.len();
+    let (x_chunks, w_chunks) = (xs.map(|x| &x.0[..count]), ws.map(|w| &w.0[..count]));
+    for place in 0..count {
+        step(
+            &mut sums,
+            x_chunks.map(|x| &x[place]),
+            w_chunks.map(|w| &w[place]),
+        );
     }
-    let start = chunks.len() * LANES;
-    for (sums, row) in sums.iter_mut().zip(rows) {
-        for (lane, (x, w)) in tail.iter().zip(&row[start..]).enumerate() {
-            sums[lane] = math::multiply_add::<FMA>(*x, *w, sums[lane]);
-        }
+    if !xs[0].1.is_empty() {
+        let padded = |tail: &[f32]| {
+            let mut lanes = [0.0; LANES];
+            lanes[..tail.len()].copy_from_slice(tail);
+            lanes
+        };
+        let (x, w) = (xs.map(|x| padded(x.1)), ws.map(|w| padded(w.1)));
+        step(&mut sums, x.each_ref(), w.each_ref());
     }
-    sums.map(|sums| sums.iter().sum())
+    sums.map(|sums| sums.map(|sums| sums.iter().sum()))
 }
 
-/// `out += Σ low[i] · rows[i]`, one after another.
+/// `out += Σ low[i] · rows[i]` for each row, one after another.
 #[inline(always)]
-fn add<const FMA: bool, const N: usize>(low: [f32; N], rows: [&[f32]; N], out: &mut [f32]) {
-    let rows = rows.map(|row| &row[..out.len()]);
-    for (place, out) in out.iter_mut().enumerate() {
-        let mut sum = *out;
-        for (low, row) in low.iter().zip(rows) {
-            sum = math::multiply_add::<FMA>(*low, row[place], sum);
+fn add<const FMA: bool, const M: usize, const N: usize>(
+    low: [[f32; N]; M],
+    rows: [&[f32]; N],
+    out: &mut [f32],
+) {
+    let n = rows[0].len();
+    for (low, out) in low.iter().zip(out.chunks_exact_mut(n)) {
+        let rows = rows.map(|row| &row[..out.len()]);
+        for (place, out) in out.iter_mut().enumerate() {
+            let mut sum = *out;
+            for (low, row) in low.iter().zip(rows) {
+                sum = math::multiply_add::<FMA>(*low, row[place], sum);
+            }
+            *out = sum;
         }
-        *out = sum;
     }
 }
 
+/// `M` rows.
 #[inline(always)]
-fn one_row<const FMA: bool>(x: &[f32], left: &[f32], right: &[f32], out: &mut [f32]) {
-    let (k, n) = (x.len(), out.len());
+fn together<const FMA: bool, const M: usize>(
+    x: [&[f32]; M],
+    left: &[f32],
+    right: &[f32],
+    out: &mut [f32],
+) {
+    let (k, n) = (x[0].len(), out.len() / M);
     let mut first = 0;
     let rank = left.len() / k;
     while first < rank {
         let left = |index: usize| &left[(first + index) * k..][..k];
         let right = |index: usize| &right[(first + index) * n..][..n];
         if rank - first >= TOGETHER {
-            let low = dots::<FMA, TOGETHER>(x, std::array::from_fn(left));
-            add::<FMA, TOGETHER>(low, std::array::from_fn(right), out);
+            let low = dots::<FMA, M, TOGETHER>(x, std::array::from_fn(left));
+            add::<FMA, M, TOGETHER>(low, std::array::from_fn(right), out);
             first += TOGETHER;
         } else {
-            add::<FMA, 1>(dots::<FMA, 1>(x, [left(0)]), [right(0)], out);
+            add::<FMA, M, 1>(dots::<FMA, M, 1>(x, [left(0)]), [right(0)], out);
             first += 1;
         }
     }
 }
 
-multiversion!(fn row_at(x: &[f32], left: &[f32], right: &[f32], out: &mut [f32]) = one_row);
+/// Up to [`ROWS`] rows `x [.., k]`.
+#[inline(always)]
+fn rows<const FMA: bool>(k: usize, x: &[f32], left: &[f32], right: &[f32], out: &mut [f32]) {
+    let count = x.len() / k;
+    if count == ROWS {
+        let x: [&[f32]; ROWS] = std::array::from_fn(|i| &x[i * k..][..k]);
+        together::<FMA, ROWS>(x, left, right, out);
+        return;
+    }
+    let n = out.len() / count;
+    for (x, out) in x.chunks_exact(k).zip(out.chunks_exact_mut(n)) {
+        together::<FMA, 1>([x], left, right, out);
+    }
+}
+
+multiversion!(fn rows_at(k: usize, x: &[f32], left: &[f32], right: &[f32], out: &mut [f32]) = rows);
 
 #[cfg(test)]
 mod tests {
