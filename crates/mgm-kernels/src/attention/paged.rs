@@ -282,14 +282,14 @@ impl Task<'_> {
                         let count = seen.div_ceil(BLOCK_POSITIONS);
                         for (index, block) in blocks.clone().take(count).enumerate() {
                             if rows <= FETCHED_ROWS {
-                                let of = |parts: &[&[f32]], block: usize| {
+                                let fetch_block = |parts: &[&[f32]], block: usize| {
                                     let head = self.kv_head * d * PANEL;
                                     if let Some(part) = parts.get(block) {
                                         fetch(&part[head..][..d * PANEL]);
                                     }
                                 };
-                                of(self.sequence.values, block);
-                                of(self.sequence.keys, block + 1);
+                                fetch_block(self.sequence.values, block);
+                                fetch_block(self.sequence.keys, block + 1);
                             }
                             let keys = &self.sequence.keys[block][self.kv_head * d * PANEL..];
                             let keys = if self.pairs {

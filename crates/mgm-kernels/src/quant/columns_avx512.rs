@@ -12,7 +12,7 @@ use super::column_rows::{ColumnRows, Starts};
 use super::interleaved::{GROUP, Places};
 use crate::buffer::with_scratch;
 
-/// Weight rows of one call of [`few_rows`].
+/// Weight rows of a group.
 pub(crate) const COLUMNS: usize = GROUP;
 /// Weight rows of one call of [`many_rows`].
 pub(crate) const WIDE_COLUMNS: usize = 2 * COLUMNS;
@@ -69,13 +69,13 @@ pub(super) trait Source {
     type Form: Form;
 
     /// # Safety
-    /// The machine has the features of [`few_rows`].
+    /// The machine has the features of [`many_rows`].
     unsafe fn new(group: Group) -> Self;
 
     /// Block number `index`. Called with rising numbers from 0.
     ///
     /// # Safety
-    /// The machine has the features of [`few_rows`], and `index` is below the row's number of blocks.
+    /// The machine has the features of [`many_rows`], and `index` is below the row's number of blocks.
     unsafe fn block(&mut self, index: usize) -> Block;
 }
 
@@ -97,7 +97,7 @@ impl Group {
         }
     }
 
-    /// Fetches a `share` (number, of how many) of a block that is `ahead` bytes behind block `index`, into the second-level cache: the first level
+    /// Fetches a `share` (number, of how many) of the bytes that stand `ahead` bytes behind the beginning of block `index`, as many as a block has, into the second-level cache: the first level
     /// can wait for few lines at a time.
     #[inline(always)]
     pub(super) fn prefetch(
@@ -447,7 +447,7 @@ pub(crate) fn starts(t: QuantType) -> Starts {
 
 /// Adds to `out` the products of thirty-two weight rows with the `M` activation rows from `first`, over the `count` blocks from `start` that
 /// `weights` holds. The sums of a block of `M` rows stay in registers, so that every value that is loaded is used at least twice; the
-/// bits are those of [`pass`].
+/// bits are those of [`super::few_rows_avx512`].
 ///
 /// # Safety
 /// The machine has the features, `weights` points to `count` pairs of blocks, and `x` has at least `first + M` rows of `blocks` blocks, of
@@ -563,7 +563,7 @@ unsafe fn many_rows_of<S: Source>(
 }
 
 /// Bytes of a row of `k` values.
-fn row_bytes(t: QuantType, k: usize) -> usize {
+pub(super) fn row_bytes(t: QuantType, k: usize) -> usize {
     k / t.block_len() * t.block_bytes()
 }
 

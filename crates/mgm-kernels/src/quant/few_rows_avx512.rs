@@ -9,12 +9,14 @@ use std::arch::x86_64::*;
 use super::QuantType;
 use super::activations::BLOCK;
 use super::column_rows::{ColumnRows, Head};
-use super::columns_avx512::{COLUMNS, Group, Small, Super, Words, add_fifth_bits, halves};
+use super::columns_avx512::{
+    COLUMNS, Group, Small, Super, Words, add_fifth_bits, halves, row_bytes,
+};
 
 /// Most activation rows of one call: two sums of a block and one of all for each, and what is multiplied, fill the registers.
 pub(super) const MAX_ROWS: usize = 8;
 
-/// How far ahead weights are fetched. One row's products wait for nothing but memory, where the processor fetches better alone; with more the
+/// Bytes ahead of a block at which weights are fetched. One row's products wait for nothing but memory, where the processor fetches better alone; with more the
 /// arithmetic takes so long that it loses the thread.
 const AHEAD: usize = 20480;
 
@@ -32,8 +34,7 @@ pub(super) fn few_rows(
     first: usize,
     out: &mut [[f32; COLUMNS]],
 ) {
-    let (blocks, m) = (k / BLOCK, out.len());
-    let row_bytes = k / t.block_len() * t.block_bytes();
+    let (blocks, m, row_bytes) = (k / BLOCK, out.len(), row_bytes(t, k));
     assert!(
         data.len() == COLUMNS * row_bytes
             && k.is_multiple_of(t.block_len())
@@ -343,7 +344,7 @@ unsafe fn six_bits<const M: usize>(
     unsafe {
         for index in 0..blocks / 8 {
             let words = group.words(places, index);
-            // Small scales are the upper bytes of lanes.
+            // Small scales are taken as the upper bytes of lanes, 2²⁴ times as large.
             let unit = _mm512_set1_ps(1.0 / (1 << 24) as f32);
             let scale = _mm512_mul_ps(group.half(places, index), unit);
             for half in 0..2 {

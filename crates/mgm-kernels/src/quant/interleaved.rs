@@ -2,8 +2,8 @@
 //!
 //! The 32-bit words of a block are those of one vector: word `w` of all sixteen rows, one after another, is 64 bytes. What does not fit
 //! into words, the half float of a block of 18, 22, 34 or 210 bytes, stands before the words of every pair of blocks, sixteen of a block at a
-//! time (behind those of a last block that has no other), so that a product reads from the first byte to the last. The bytes are those of the rows in another order: a group is as large
-//! as its rows.
+//! time (behind those of a last block that has no other), so that a product reads from the first byte to the last. The bytes are those of
+//! the rows in another order: a group is as large as its rows.
 
 use std::ops::Range;
 
